@@ -1,0 +1,107 @@
+// The engine: load a model once, then generate from any thread, one prompt or a hundred thousand.
+//
+//   tokenmill::Engine engine({.model_path = "model.gguf"});
+//   auto out = engine.generate({.prompt = "The capital of France is"});
+//
+// Everything rests on submit(); generate, generate_async and generate_stream are conveniences over it.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <future>
+#include <map>
+#include <memory>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include "tokenmill/error.h"
+#include "tokenmill/output.h"
+#include "tokenmill/sampling_params.h"
+#include "tokenmill/server_args.h"
+#include "tokenmill/stream.h"
+
+namespace tokenmill {
+
+struct ChatMessage {
+  std::string role, content;
+};
+
+// One prompt. Exactly one of prompt, input_ids and messages (JSON array text of chat messages) is given.
+struct Request {
+  std::optional<std::string> prompt;
+  std::optional<std::vector<int32_t>> input_ids;
+  std::optional<std::string> messages_json;  // OpenAI-style list; the model's chat template is applied
+  SamplingParams sampling_params;
+  bool return_logprob = false;  // logprobs of output tokens
+  std::optional<int64_t> logprob_start_len;
+  int64_t top_logprobs_num = 0;
+  std::vector<int64_t> token_ids_logprob;
+  std::optional<std::string> lora_path;
+  std::optional<std::string> rid;  // nullopt: made by the engine
+  int64_t priority = 0;
+  bool stream = false;  // on_output is called for every chunk, else once a sample, when it has finished
+  bool return_prompt_token_ids = false;
+};
+
+// Called on the engine's output thread, chunks of one request in order. Returning false cancels the request.
+// Must not block for long and must not throw.
+using OutputCallback = std::function<bool(Output&&)>;
+
+struct Usage {
+  int64_t prompt_tokens = 0, cached_tokens = 0, completion_tokens = 0;
+};
+
+class Engine {
+ public:
+  // Loads the model; throws Error naming the file, the key and the remedy.
+  explicit Engine(ServerArgs args);
+  ~Engine();  // shutdown()
+  Engine(const Engine&) = delete;
+  Engine& operator=(const Engine&) = delete;
+
+  // Queues one request and returns its id; throws Error(kValue | kType | kUnsupported) on bad arguments, among them
+  // an over-long prompt. on_output gets `index` 0.
+  std::string submit(Request request, OutputCallback on_output);
+  // Queues a list as one unit (up to 4,096 prompts; a longer list is fed through a window of that many): types, keys
+  // and values are checked before anything runs; what only tokenising shows ends that item alone.
+  // Returns the ids, one a request. on_output's Output::index tells the request.
+  std::vector<std::string> submit(std::vector<Request> requests, OutputCallback on_output);
+
+  std::vector<Output> generate(Request request);                // n outputs
+  std::vector<Output> generate(std::vector<Request> requests);  // in input order, prompt-major over samples
+  std::future<std::vector<Output>> generate_async(std::vector<Request> requests);
+  Stream generate_stream(Request request);
+  Stream generate_stream(std::vector<Request> requests);  // chunks interleave, each with its index
+
+  void abort(std::string_view rid);
+  void abort_all();
+  bool flush_cache();  // false (and a warning) while requests are pending
+
+  std::map<std::string, double> stats() const;
+  // Resolved arguments, sizes and start-up timings, as JSON text.
+  std::string server_info_json() const;
+  void shutdown();  // idempotent; ends waiting calls with Error(kRuntime)
+
+  // Tokenizer. Throws Error(kValue) when the engine was made with skip_tokenizer_init.
+  std::vector<int32_t> encode_text(std::string_view text, bool add_special_tokens = true) const;
+  std::string decode_ids(const std::vector<int32_t>& ids, bool skip_special_tokens = true) const;
+  std::string apply_chat_template(const std::string& messages_json, bool add_generation_prompt = true,
+                                  const std::string& kwargs_json = "{}") const;
+  std::vector<int32_t> eos_token_ids() const;
+  std::optional<int32_t> bos_token_id() const;
+  int64_t vocab_size() const;
+  int64_t context_length() const;
+  const ServerArgs& server_args() const;  // resolved: every "None" replaced by its value
+
+ private:
+  class Impl;
+  std::shared_ptr<Impl> impl_;
+};
+
+// The library's version, such as "0.1.0".
+std::string version();
+
+}  // namespace tokenmill

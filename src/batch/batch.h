@@ -1,0 +1,81 @@
+// The joint between the host column (cache, sched) and the device column (runner, models, ops): one step's work as
+// plain integers and floats. A prefill chunk and a decode differ in numbers only and ride in one Batch.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <utility>
+#include <vector>
+
+namespace tokenmill {
+
+// One sequence's share of the step: q_len new tokens that end at kv_len.
+//
+//   kv:  [0 ........ kv_len - q_len) cached   [kv_len - q_len ... kv_len) written by this step
+struct BatchRow {
+  uint64_t sequence_id = 0;
+  int32_t q_len = 0;         // >= 1
+  int32_t kv_len = 0;        // tokens held after this step, >= q_len
+  int32_t token_begin = 0;   // first of its q_len tokens in Batch::tokens
+  int32_t block_begin = 0;   // first of its blocks in Batch::block_tables
+  int32_t num_blocks = 0;    // ceil(kv_len / page_size)
+};
+
+// Copies the first `num_rows` token rows of one physical block into another, before the forward pass: the matched part
+// of a partly shared block gets a new owner.
+struct BlockCopy {
+  int32_t source_block = 0, target_block = 0, num_rows = 0;
+};
+
+// What penalties look at. Owned by the sequence, updated when a token is committed.
+struct TokenCounts {
+  std::vector<int32_t> prompt_ids;                       // distinct, sorted
+  std::vector<std::pair<int32_t, int32_t>> output_ids;   // (id, count), distinct, sorted by id
+};
+
+// How to sample from one row's last token (or token `token_index`).
+struct SamplingRow {
+  int32_t token_index = 0;  // index into Batch::tokens of the position whose logits are sampled
+  float temperature = 1;    // 0: greedy
+  int32_t top_k = 0;        // 0: off
+  float top_p = 1, min_p = 0;
+  float frequency_penalty = 0, presence_penalty = 0, repetition_penalty = 1;
+  uint64_t seed = 0;          // Philox key; the counter is (sample_index, position)
+  uint32_t sample_index = 0;
+  uint32_t position = 0;      // absolute position of the token being drawn
+  const TokenCounts* counts = nullptr;                                    // non-null iff a penalty is on
+  const std::vector<std::pair<int32_t, float>>* logit_bias = nullptr;     // null: none
+  const std::vector<int32_t>* banned_ids = nullptr;                       // masked now (bad_words, EOS before min)
+  const std::vector<int32_t>* banned_ids_more = nullptr;                  // a second list, so that neither is copied
+  const std::vector<int32_t>* allowed_ids = nullptr;                      // null: all; sorted
+  bool want_logprob = false;
+  int32_t top_logprobs = 0;                                  // 0: none
+  const std::vector<int32_t>* logprob_ids = nullptr;         // logprobs of these ids
+};
+
+struct Batch {
+  uint64_t step = 0;
+  std::vector<int32_t> tokens;        // all rows' new tokens, row after row
+  std::vector<int32_t> positions;     // absolute, same length as tokens
+  std::vector<BatchRow> rows;
+  std::vector<int32_t> block_tables;  // physical block ids, row after row
+  std::vector<BlockCopy> copies;      // in order
+  std::vector<SamplingRow> sampling;  // rows that finish their prompt or decode this step
+  std::vector<int32_t> sampling_rows; // index into rows, one a SamplingRow
+};
+
+struct SampledToken {
+  int32_t token = -1;
+  bool invalid = false;  // logits held NaN, or every token was masked; token is -1
+  float logprob = 0;     // log-softmax of the raw logits (before penalties, masks, temperature)
+  std::vector<std::pair<int32_t, float>> top_logprobs;  // (id, logprob), best first, ties by id
+  std::vector<std::pair<int32_t, float>> ids_logprobs;  // in the order asked
+};
+
+struct StepResult {
+  uint64_t step = 0;
+  std::vector<SampledToken> sampled;  // one a SamplingRow, same order
+};
+
+}  // namespace tokenmill

@@ -1,0 +1,154 @@
+// The only list of device operations. Every backend (cpu/, cuda/) implements all of it; tests/ops compares each with a
+// naive fp32 reference. Shapes are [rows, cols]; T = tokens of the step, H = hidden size.
+//
+// Numerics. Activations between ops are fp32 on the CPU. Matrix products take their inputs in the weight's compute type:
+// fp32 weights: fp32. bf16 weights: the input is rounded to bf16, products are accumulated in fp32 in the canonical
+// order of ops/cpu/linear.h. Quantised weights: the input is quantised to int8 with one scale a row and 32 values.
+// Every row's result is independent of the other rows, of T, of the page size and of the number of threads, bit for bit.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "base/tensor.h"
+#include "batch/batch.h"
+
+namespace tokenmill {
+
+// How weights are held and multiplied.
+enum class Packing {
+  kFloat32,   // dequantised exactly to fp32; KV fp32
+  kBFloat16,  // dequantised and rounded to bf16; KV bf16
+  kNative,    // quantised weights stay quantised (int8 activations), all others as kBFloat16; KV bf16
+};
+
+// A weight matrix [n, k] in the backend's own layout, made once by Backend::pack. Holds its bias, if any.
+class Weight {
+ public:
+  virtual ~Weight() = default;
+  int64_t n = 0, k = 0;
+  size_t bytes = 0;      // resident bytes of the packed form
+  std::string name;      // for messages
+};
+
+// RMS norm parameters: y = x * rsqrt(mean(x^2) + eps) * weight. Gemma's 1 + w is added at load.
+struct Norm {
+  const float* weight = nullptr;  // [cols] backend memory
+  float eps = 1e-6f;
+};
+
+enum class Activation { kSilu, kGeluTanh };
+
+// The KV memory of one layer: num_blocks blocks of page_size tokens; the layout inside a block is the backend's.
+struct KvLayer {
+  std::byte* base = nullptr;
+  int64_t block_bytes = 0;
+  int32_t num_blocks = 0, page_size = 0;
+  int32_t kv_heads = 0, head_dim = 0;
+  DType dtype = DType::kBF16;
+};
+
+// cos/sin of one step's tokens for one set of frequencies: [T, rotary_dim / 2] each.
+struct RopeTable {
+  Matrix cos, sin;
+};
+
+// Rotates q and k in place inside qkv and writes k and v of every token of the step to its KV slot.
+struct RopeKvArgs {
+  Matrix qkv;  // [T, (q_heads + 2 * kv_heads) * head_dim] fp32; q is rotated in place
+  int32_t q_heads = 0;
+  const RopeTable* rope = nullptr;  // null: no rotation. Half-split pairs (i, i + rotary_dim / 2)
+  const Norm* q_norm = nullptr;     // per-head norms before the rotation; null: none
+  const Norm* k_norm = nullptr;
+  KvLayer kv;
+};
+
+struct AttentionArgs {
+  Matrix q;            // [T, >= q_heads * head_dim] fp32 (a view into qkv)
+  int32_t q_heads = 0;
+  KvLayer kv;
+  float scale = 1;
+  float softcap = 0;   // 0: none; else logits = cap * tanh(logits / cap)
+  int32_t window = 0;  // 0: full causal; else key j is visible to query i iff i - window < j <= i
+  Matrix out;          // [T, q_heads * head_dim] fp32
+};
+
+struct LinearArgs {
+  Matrix x;                           // [T, k] fp32
+  const Norm* input_norm = nullptr;   // applied to every row of x first
+  const Weight* weight = nullptr;     // [n, k]
+  bool add_to_out = false;            // out += instead of out =
+  Matrix out;                         // [T, n] fp32, must not alias x
+};
+
+// out = act(norm(x) gate^T) * (norm(x) up^T)
+struct GatedLinearArgs {
+  Matrix x;
+  const Norm* input_norm = nullptr;
+  const Weight* gate = nullptr;  // [n, k] both
+  const Weight* up = nullptr;
+  Activation activation = Activation::kSilu;
+  Matrix out;  // [T, n]
+};
+
+class Backend {
+ public:
+  virtual ~Backend() = default;
+
+  virtual std::string name() const = 0;         // "cpu"
+  virtual std::string description() const = 0;  // processor and code paths: "avx512 (vnni, bf16), 2 threads"
+  virtual int num_threads() const = 0;
+
+  // --- memory -------------------------------------------------------------------------------------------------------
+  // Reserves `bytes` of zero-filled backend memory; on the CPU pages are touched at first use. Throws Error(kRuntime)
+  // "Not enough memory. …" when it cannot. Freed with free().
+  virtual std::byte* allocate(size_t bytes) = 0;
+  virtual void free(std::byte* memory) = 0;
+  virtual void copy_to_host(void* target, const void* source, size_t bytes) = 0;
+  virtual void copy_from_host(void* target, const void* source, size_t bytes) = 0;
+  // Gives the pages of an allocation's range back (contents become undefined); a no-op where that is not possible.
+  virtual void release_pages(std::byte* memory, size_t bytes) = 0;
+
+  // --- weights ------------------------------------------------------------------------------------------------------
+  // Packs the row-wise concatenation of `parts` (all with equal cols; types may differ) and its bias ([n] fp32 host
+  // memory, or empty). Checks for NaN and infinity and throws Error(kValue) naming the tensor.
+  virtual std::unique_ptr<Weight> pack(std::span<const RawTensor* const> parts, std::span<const float> bias,
+                                       Packing packing) = 0;
+
+  // --- one step -----------------------------------------------------------------------------------------------------
+  // Remembers the step's rows for rope_kv_write and attention; called once a step before them.
+  virtual void plan(const Batch& batch, int32_t page_size) = 0;
+  virtual void embed(std::span<const int32_t> ids, const Weight& table, float scale, Matrix out) = 0;
+  // Rows `rows[i]` of x to row i of out.
+  virtual void gather_rows(Matrix x, std::span<const int32_t> rows, Matrix out) = 0;
+  virtual void rms_norm(Matrix x, const Norm& norm, Matrix out) = 0;        // out may be x
+  virtual void add_rms_norm(Matrix x, const Norm& norm, Matrix sum) = 0;    // sum += norm(x): sandwich norms
+  virtual void linear(const LinearArgs& args) = 0;
+  virtual void gated_linear(const GatedLinearArgs& args) = 0;
+  // cos/sin(position * inv_freq) * factor, the product rounded to fp32 first, as transformers does.
+  // inv_freq [rotary_dim / 2]; positions [T]
+  virtual void rope_table(std::span<const int32_t> positions, std::span<const float> inv_freq, float factor,
+                          RopeTable out) = 0;
+  virtual void rope_kv_write(const RopeKvArgs& args) = 0;
+  virtual void attention(const AttentionArgs& args) = 0;
+  virtual void softcap(Matrix x, float cap) = 0;  // in place: cap * tanh(x / cap)
+  virtual int64_t kv_block_bytes(int32_t kv_heads, int32_t head_dim, int32_t page_size, DType dtype) const = 0;
+  virtual void copy_blocks(const KvLayer& kv, std::span<const BlockCopy> copies) = 0;
+
+  // --- sampling -----------------------------------------------------------------------------------------------------
+  // Row i of logits [rows.size(), vocab] fp32, destroyed. Order: penalties, bias, bans, temperature, top_k, top_p,
+  // min_p, draw; logprobs from the logits as they came.
+  virtual void sample(Matrix logits, std::span<const SamplingRow> rows, std::span<SampledToken> out) = 0;
+};
+
+struct CpuOptions {
+  int num_threads = 0;  // 0: the processors this process may use (affinity and cgroup quota)
+  std::string isa;      // "": TOKENMILL_CPU, else the best the processor has; avx2, avx512, amx
+};
+std::unique_ptr<Backend> make_cpu_backend(const CpuOptions& options);
+
+}  // namespace tokenmill

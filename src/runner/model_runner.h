@@ -1,0 +1,56 @@
+// Batch -> forward -> sample -> StepResult. Owns the model, the backend, the KV pool and the workspace.
+//
+// forward() launches a step, sample() its sampling (masks may be ready only then), wait() takes the result. On the CPU
+// all three are synchronous.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "batch/batch.h"
+#include "models/model.h"
+#include "ops/backend.h"
+
+namespace tokenmill {
+
+struct RunnerOptions {
+  int32_t page_size = 32;
+  int32_t num_blocks = 0;
+  int64_t max_tokens_per_step = 0;  // sizes the workspace: chunk + riding decodes
+  int64_t max_rows = 0;             // max_running_requests
+};
+
+class ModelRunner {
+ public:
+  struct InFlight {
+    uint64_t step = 0;
+    const Batch* batch = nullptr;
+  };
+
+  // Reserves all memory. Throws Error(kRuntime) "Not enough memory. …".
+  ModelRunner(std::unique_ptr<Backend> backend, std::unique_ptr<Model> model, const RunnerOptions& options);
+  ~ModelRunner();
+
+  InFlight forward(const Batch& batch);
+  void sample(InFlight& step, std::span<const SamplingRow> rows);
+  StepResult wait(InFlight&& step);
+
+  // For verify and tests: after forward(), the final-normed hidden states and the logits of chosen tokens of the step
+  // (index into Batch::tokens), as host floats [indices.size(), hidden_size] and [.., vocab_size].
+  std::vector<float> hidden_states(const InFlight& step, std::span<const int32_t> token_indices);
+  std::vector<float> logits(const InFlight& step, std::span<const int32_t> token_indices);
+
+  const Model& model() const;
+  Backend& backend();
+  int64_t kv_bytes_per_token() const;
+  // Bytes of KV one block takes over all layers, for sizing the pool before a runner exists.
+  static int64_t kv_bytes_per_block(const Model& model, const Backend& backend, int32_t page_size);
+
+ private:
+  struct Impl;
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace tokenmill

@@ -1,0 +1,91 @@
+// What runs next. Owns the sequences, the radix cache and the block allocator; knows integers only.
+//
+//   add/abort ─► waiting ─► schedule(): match, admit, acquire blocks ─► Batch ─► (runner) ─► commit(StepResult) ─► events
+//
+// One thread. Every step that schedule() returned is answered by exactly one commit() or fail(), in order.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <map>
+#include <memory>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "batch/batch.h"
+#include "sched/sequence_spec.h"
+
+namespace tokenmill {
+
+enum class SchedulePolicy { kLpm, kFcfs, kDfsWeight, kLof, kRandom, kPriority };
+enum class EvictionPolicy { kLru };
+
+struct SchedulerOptions {
+  int32_t page_size = 32;
+  int32_t num_blocks = 0;
+  int64_t context_length = 0;
+  int64_t max_running_requests = 256;
+  int64_t max_prefill_tokens = 16384;
+  int64_t chunked_prefill_size = 512;  // <= 0: off
+  bool enable_mixed_chunk = true;
+  SchedulePolicy policy = SchedulePolicy::kLpm;
+  double schedule_conservativeness = 1.0;
+  bool disable_radix_cache = false;
+  EvictionPolicy eviction = EvictionPolicy::kLru;
+  int64_t decode_log_interval = 40;
+  uint64_t random_seed = 0;
+  // Bytes of a token, for stop patterns; may be null when no sequence has any.
+  std::function<std::string_view(int32_t)> token_bytes;
+  // Finished log lines ("Prefill batch. …", contract section 5); null: none.
+  std::function<void(const std::string&)> log_info;
+  std::function<double()> now_seconds;  // monotonic; null: the steady clock
+};
+
+struct SchedulerStats {
+  int64_t running = 0, queue = 0;
+  int64_t requests = 0, finished = 0, aborted = 0;
+  int64_t prompt_tokens = 0, cached_tokens = 0, generated_tokens = 0;
+  int64_t evictions = 0, retractions = 0, preemptions = 0;  // blocks, sequences, sequences
+  int64_t blocks_free = 0, blocks_total = 0, blocks_cached = 0;
+  int64_t steps = 0, prefill_steps = 0, decode_steps = 0;
+  double last_gen_throughput = 0;
+};
+
+class Scheduler {
+ public:
+  explicit Scheduler(SchedulerOptions options);
+  ~Scheduler();
+  Scheduler(const Scheduler&) = delete;
+  Scheduler& operator=(const Scheduler&) = delete;
+
+  // Queues sequences as one unit: none is scheduled before all wait.
+  void add(std::vector<SequenceSpec> sequences);
+  // Ends a sequence; its event (finish = abort with `message`) comes at once, or with the commit of the step it is in.
+  // Unknown or finished ids are ignored.
+  void abort(uint64_t sequence_id, const std::string& message);
+
+  bool has_work() const;  // something waits or runs
+  // The next step, or nullptr when nothing can run now (see take_events for requests it had to end).
+  // Valid until the matching commit or fail.
+  const Batch* schedule();
+  void commit(const StepResult& result);
+  // The step's forward failed: its sequences end with finish = abort(message), what it wrote leaves the cache.
+  void fail(uint64_t step, const std::string& message);
+  // Events since the last call, in order.
+  std::vector<SequenceEvent> take_events();
+
+  // Empties the radix cache; false (nothing done) while anything waits or runs.
+  bool flush_cache();
+  SchedulerStats stats() const;
+  // Throws InvariantError naming what does not add up: every block is free, in the tree, or owned once; lock counts
+  // equal the paths that hold them; no row reads a free block. O(tree).
+  void check_integrity() const;
+
+ private:
+  struct Impl;
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace tokenmill

@@ -1,0 +1,36 @@
+#include "nn/kv_pool.h"
+
+#include "base/check.h"
+
+namespace tokenmill {
+
+int64_t KvPool::bytes_per_block(const Backend& backend, const KvPoolShape& shape) {
+  return shape.num_layers * backend.kv_block_bytes(shape.kv_heads, shape.head_dim, shape.page_size, shape.dtype);
+}
+
+KvPool::KvPool(Backend& backend, const KvPoolShape& shape) : backend_(backend), shape_(shape) {
+  TM_CHECK(shape.num_layers > 0 && shape.num_blocks > 0 && shape.page_size > 0);
+  const int64_t block_bytes = backend.kv_block_bytes(shape.kv_heads, shape.head_dim, shape.page_size, shape.dtype);
+  const int64_t layer_bytes = block_bytes * shape.num_blocks;
+  bytes_ = static_cast<size_t>(layer_bytes) * static_cast<size_t>(shape.num_layers);
+  memory_ = backend.allocate(bytes_);
+  layers_.reserve(static_cast<size_t>(shape.num_layers));
+  for (int32_t layer = 0; layer < shape.num_layers; ++layer) {
+    layers_.push_back({.base = memory_ + layer * layer_bytes,
+                       .block_bytes = block_bytes,
+                       .num_blocks = shape.num_blocks,
+                       .page_size = shape.page_size,
+                       .kv_heads = shape.kv_heads,
+                       .head_dim = shape.head_dim,
+                       .dtype = shape.dtype});
+  }
+}
+
+KvPool::~KvPool() { backend_.free(memory_); }
+
+void KvPool::copy_blocks(std::span<const BlockCopy> copies) {
+  if (copies.empty()) return;
+  for (const KvLayer& layer : layers_) backend_.copy_blocks(layer, copies);
+}
+
+}  // namespace tokenmill

@@ -1,0 +1,54 @@
+// The KV memory of a model: [layer][block], reserved once at start. Pages are touched when a block is first written.
+//
+// Who owns which block is the host column's business (cache/); the layout inside a block is the backend's.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "batch/batch.h"
+#include "ops/backend.h"
+
+namespace tokenmill {
+
+struct KvPoolShape {
+  int32_t num_layers = 0;
+  int32_t kv_heads = 0, head_dim = 0;
+  int32_t page_size = 0;  // tokens a block
+  int32_t num_blocks = 0;
+  DType dtype = DType::kBF16;
+};
+
+class KvPool {
+ public:
+  // Throws Error(kRuntime) "Not enough memory. …" when the backend cannot reserve it. The backend must outlive the
+  // pool.
+  KvPool(Backend& backend, const KvPoolShape& shape);
+  ~KvPool();
+  KvPool(const KvPool&) = delete;
+  KvPool& operator=(const KvPool&) = delete;
+
+  const KvLayer& layer(int64_t index) const { return layers_[static_cast<size_t>(index)]; }
+  const KvPoolShape& shape() const { return shape_; }
+
+  // Copies token rows between blocks in every layer, in the order given.
+  void copy_blocks(std::span<const BlockCopy> copies);
+
+  // The whole reservation, for tests that poison it.
+  std::span<std::byte> memory() const { return {memory_, bytes_}; }
+  int64_t bytes_per_block() const { return bytes_per_block(backend_, shape_); }
+  int64_t bytes_per_token() const { return bytes_per_block() / shape_.page_size; }
+  // Bytes one block takes over all layers; num_blocks is not looked at.
+  static int64_t bytes_per_block(const Backend& backend, const KvPoolShape& shape);
+
+ private:
+  Backend& backend_;
+  KvPoolShape shape_;
+  std::byte* memory_ = nullptr;
+  size_t bytes_ = 0;
+  std::vector<KvLayer> layers_;
+};
+
+}  // namespace tokenmill

@@ -1,0 +1,53 @@
+# The front door: `make help` lists what there is. Everything is built by CMake and ninja under build/.
+BUILD := build
+JOBS ?= $(shell nproc)
+# Rust may live where PATH does not look; CMake asks tools/find_cargo itself.
+NINJA := ninja -C $(BUILD) -j $(JOBS)
+
+.DEFAULT_GOAL := help
+.PHONY: help setup configure build demo test bench format format-check check docs nightly clean
+
+help:  ## show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup:  ## install compilers and libraries (Debian, Ubuntu); nothing where all is there
+	@tools/setup
+
+$(BUILD)/build.ninja: | setup
+	@cmake --preset release >$(BUILD).log 2>&1 || { cat $(BUILD).log >&2; rm -f $(BUILD).log; exit 1; }
+	@rm -f $(BUILD).log
+
+configure: setup $(BUILD)/build.ninja
+
+build: configure  ## build build/bin/tokenmill and the example
+	@$(NINJA) --quiet tokenmill_cli offline_batch
+
+demo: build  ## fetch the demo model and run four prompts in four modes
+	@model=$$(tools/fetch_demo_model.py) && $(BUILD)/bin/offline_batch "$$model"
+
+test: configure  ## build and run every test
+	@$(NINJA)
+	@ctest --test-dir $(BUILD) --output-on-failure -j $(JOBS)
+
+bench: build  ## print the benchmark table for the demo model (MODELS="path ..." for others too)
+	@bench/bench_offline.py --tokenmill $(BUILD)/bin/tokenmill $(MODELS)
+
+format:  ## format all C++ sources
+	@tools/format
+
+check: ## format, include directions, hygiene, docs
+	@tools/format --check
+	@tools/check_includes.py
+	@tools/check_hygiene.py
+	@tools/check_docs.py
+
+docs:  ## check that what the documents refer to exists
+	@tools/check_docs.py
+
+nightly: configure  ## long fuzzing, long simulation, the benchmark
+	@$(NINJA)
+	@tools/nightly $(BUILD)
+	@$(MAKE) --no-print-directory bench
+
+clean:  ## remove what was built
+	rm -rf $(BUILD) $(BUILD)-asan $(BUILD)-tsan $(BUILD)-debug

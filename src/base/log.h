@@ -1,6 +1,7 @@
 // Log lines to stderr in SGLang's form, "[2026-11-23 10:00:00 TP0] text", and nothing to stdout.
 //
-// A Logger belongs to one engine; there is no global one. A sink may be set instead of stderr (Python's logging).
+// A Logger belongs to one engine; there is no global one. A sink may be set instead of stderr (Python's logging);
+// it gets whole lines, prefix included.
 #pragma once
 
 #include <functional>
@@ -10,7 +11,7 @@
 
 namespace tokenmill {
 
-enum class LogLevel { kDebug, kInfo, kWarning, kError };
+enum class LogLevel { kDebug, kInfo, kWarning, kError, kCritical };
 
 class Logger {
  public:

@@ -1,11 +1,11 @@
 // Workers that claim pieces of one job at a time. The calling thread is worker 0.
 //
 // Pieces are claimed from a shared counter, never handed out beforehand, so a slow or busy core costs its share and no
-// more. Idle workers spin about 50 us, then sleep.
+// more; a job ends when its pieces are done, also while some worker has not woken up for it. Idle workers spin about
+// 50 us, then sleep.
 #pragma once
 
 #include <cstdint>
-#include <functional>
 #include <memory>
 #include <type_traits>
 #include <utility>
@@ -14,7 +14,8 @@ namespace tokenmill {
 
 class ThreadPool {
  public:
-  // num_threads counts the caller, >= 1. init runs once in every worker (and at once in the caller), e.g. to set MXCSR.
+  // num_threads counts the caller, >= 1. init runs once in every worker, e.g. to set MXCSR; in the caller it runs at
+  // the start of every parallel_for, whose end restores the caller's MXCSR: the caller is the user's thread.
   ThreadPool(int num_threads, void (*init)());
   ~ThreadPool();
   ThreadPool(const ThreadPool&) = delete;
@@ -26,12 +27,15 @@ class ThreadPool {
   // One caller at a time. body must not throw and must not call parallel_for.
   template <class Body>
   void parallel_for(int64_t num_pieces, Body&& body) {
-    run(num_pieces, [](void* b, int64_t piece, int worker) { (*static_cast<std::remove_reference_t<Body>*>(b))(piece, worker); },
+    run(
+        num_pieces,
+        [](void* b, int64_t piece, int worker) { (*static_cast<std::remove_reference_t<Body>*>(b))(piece, worker); },
         const_cast<void*>(static_cast<const void*>(std::addressof(body))));
   }
 
  private:
-  void run(int64_t num_pieces, void (*call)(void*, int64_t, int), void* body);
+  using Call = void (*)(void* body, int64_t piece, int worker);
+  void run(int64_t num_pieces, Call call, void* body);
   struct Impl;
   std::unique_ptr<Impl> impl_;
 };

@@ -10,7 +10,7 @@ enum class Isa { kAvx2, kAvx512, kAmx };  // each includes those before it
 
 struct CpuFeatures {
   bool avx2_fma_f16c = false, avx_vnni = false;
-  bool avx512 = false;       // F, BW, DQ, VL
+  bool avx512 = false;  // F, BW, DQ, VL
   bool avx512_vnni = false, avx512_bf16 = false;
   bool amx_int8 = false, amx_bf16 = false;  // the tile permission was asked for and granted
 };

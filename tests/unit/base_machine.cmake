@@ -1,0 +1,2 @@
+tm_test(base_thread_pool_test SOURCES base_thread_pool_test.cc LIBS tm_base)
+tm_test(base_machine_test SOURCES base_machine_test.cc LIBS tm_base)

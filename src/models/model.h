@@ -18,6 +18,11 @@ class Model {
   virtual const ModelConfig& config() const = 0;
   virtual Packing packing() const = 0;
   virtual size_t weight_bytes() const = 0;
+  // Workspace that forward() takes for a step of this many tokens, beside `hidden`.
+  virtual size_t workspace_bytes(int64_t tokens) const {
+    (void)tokens;
+    return 0;
+  }
   // Runs all layers: hidden [T, hidden_size] fp32, before the final norm.
   virtual void forward(ForwardContext& context, Matrix hidden) const = 0;
   // Final norm of each row, in place of or beside the input: out may be hidden.
@@ -26,8 +31,8 @@ class Model {
   virtual void logits(ForwardContext& context, Matrix hidden, Matrix out) const = 0;
 };
 
-// Loads the weights of checkpoint.config().architecture. progress(done_files, total_files) is called as files finish.
-// Throws Error(kUnsupported) with the list of known architectures.
+// Loads the weights of checkpoint.config().architecture. progress(done_files, total_files), where not null, is called
+// as files finish. Throws Error(kUnsupported) with the list of known architectures.
 std::unique_ptr<Model> load_model(const Checkpoint& checkpoint, Backend& backend, Packing packing,
                                   const std::function<void(int64_t, int64_t)>& progress);
 

@@ -45,6 +45,8 @@ class ModelRunner {
   const Model& model() const;
   Backend& backend();
   int64_t kv_bytes_per_token() const;
+  // The whole KV pool, for tests that fill free blocks with NaN.
+  std::span<std::byte> kv_memory();
   // Bytes of KV one block takes over all layers, for sizing the pool before a runner exists.
   static int64_t kv_bytes_per_block(const Model& model, const Backend& backend, int32_t page_size);
 

@@ -1,0 +1,165 @@
+#include "runner/model_runner.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "base/check.h"
+#include "models/packing.h"
+#include "nn/forward_context.h"
+#include "nn/kv_pool.h"
+#include "nn/workspace.h"
+
+namespace tokenmill {
+
+namespace {
+
+// Logits of more rows than this many bytes hold are made in several products: 64 rows of a vocabulary of 262,144.
+constexpr int64_t kLogitsBytesMax = int64_t{64} << 20;
+
+KvPoolShape pool_shape(const Model& model, int32_t page_size, int32_t num_blocks) {
+  const ModelConfig& config = model.config();
+  return {.num_layers = static_cast<int32_t>(config.num_layers),
+          .kv_heads = static_cast<int32_t>(config.num_kv_heads),
+          .head_dim = static_cast<int32_t>(config.head_dim),
+          .page_size = page_size,
+          .num_blocks = num_blocks,
+          .dtype = kv_dtype(model.packing())};
+}
+
+int64_t logits_rows(const Model& model, int64_t max_rows) {
+  const int64_t row_bytes = model.config().vocab_size * static_cast<int64_t>(sizeof(float));
+  return std::clamp<int64_t>(kLogitsBytesMax / row_bytes, 1, std::max<int64_t>(max_rows, 1));
+}
+
+// [ hidden | what forward() takes ] and [ hidden | gathered rows | logits ] share one allocation.
+size_t workspace_bytes(const Model& model, const RunnerOptions& options) {
+  const ModelConfig& config = model.config();
+  Workspace measure;
+  measure.take(options.max_tokens_per_step, config.hidden_size);
+  const size_t after_hidden = measure.mark();
+  const int64_t rows = logits_rows(model, options.max_rows);
+  measure.take(rows, config.hidden_size);
+  measure.take(rows, config.vocab_size);
+  return std::max(measure.bytes_peak(), after_hidden + model.workspace_bytes(options.max_tokens_per_step));
+}
+
+}  // namespace
+
+struct ModelRunner::Impl {
+  Impl(std::unique_ptr<Backend> backend_in, std::unique_ptr<Model> model_in, const RunnerOptions& options)
+      : backend(std::move(backend_in)),
+        model(std::move(model_in)),
+        kv(*backend, pool_shape(*model, options.page_size, options.num_blocks)),
+        workspace(*backend, workspace_bytes(*model, options)),
+        max_tokens(options.max_tokens_per_step),
+        chunk_rows(logits_rows(*model, options.max_rows)) {}
+
+  ForwardContext context(const Batch& batch) { return {*backend, kv, workspace, batch}; }
+
+  // Calls visit(first, normed hidden [n, H]) for the tokens in chunks whose logits fit the workspace. The matrices
+  // visit() takes from the workspace are given back after each chunk.
+  template <class Visit>
+  void for_each_chunk(ForwardContext& context, std::span<const int32_t> token_indices, Visit&& visit);
+
+  // Order matters: the memory of all the others is the backend's.
+  std::unique_ptr<Backend> backend;
+  std::unique_ptr<Model> model;
+  KvPool kv;
+  Workspace workspace;
+  int64_t max_tokens, chunk_rows;
+  Matrix hidden;  // of the step in flight
+  std::vector<int32_t> token_indices;
+  StepResult result;
+};
+
+template <class Visit>
+void ModelRunner::Impl::for_each_chunk(ForwardContext& context, std::span<const int32_t> indices, Visit&& visit) {
+  for (const int32_t index : indices) TM_CHECK(index >= 0 && index < hidden.rows);
+  const size_t mark = workspace.mark();
+  for (size_t first = 0; first < indices.size(); first += static_cast<size_t>(chunk_rows)) {
+    const size_t count = std::min(indices.size() - first, static_cast<size_t>(chunk_rows));
+    const Matrix rows = workspace.take(static_cast<int64_t>(count), hidden.cols);
+    backend->gather_rows(hidden, indices.subspan(first, count), rows);
+    model->final_norm(context, rows, rows);
+    visit(first, rows);
+    workspace.rewind(mark);
+  }
+}
+
+ModelRunner::ModelRunner(std::unique_ptr<Backend> backend, std::unique_ptr<Model> model, const RunnerOptions& options)
+    : impl_(std::make_unique<Impl>(std::move(backend), std::move(model), options)) {}
+
+ModelRunner::~ModelRunner() = default;
+
+ModelRunner::InFlight ModelRunner::forward(const Batch& batch) {
+  Impl& impl = *impl_;
+  const int64_t tokens = static_cast<int64_t>(batch.tokens.size());
+  TM_CHECK(tokens > 0 && tokens <= impl.max_tokens && batch.positions.size() == batch.tokens.size());
+  impl.kv.copy_blocks(batch.copies);
+  impl.backend->plan(batch, impl.kv.shape().page_size);
+  impl.workspace.reset();
+  impl.hidden = impl.workspace.take(tokens, impl.model->config().hidden_size);
+  const size_t mark = impl.workspace.mark();
+  ForwardContext context = impl.context(batch);
+  impl.model->forward(context, impl.hidden);
+  impl.workspace.rewind(mark);
+  impl.result = {.step = batch.step, .sampled = {}};
+  return {.step = batch.step, .batch = &batch};
+}
+
+void ModelRunner::sample(InFlight& step, std::span<const SamplingRow> rows) {
+  Impl& impl = *impl_;
+  TM_CHECK(impl.result.step == step.step);
+  impl.result.sampled.assign(rows.size(), SampledToken{});
+  impl.token_indices.clear();
+  for (const SamplingRow& row : rows) impl.token_indices.push_back(row.token_index);
+  ForwardContext context = impl.context(*step.batch);
+  impl.for_each_chunk(context, impl.token_indices, [&](size_t first, Matrix hidden) {
+    const Matrix logits = impl.workspace.take(hidden.rows, impl.model->config().vocab_size);
+    impl.model->logits(context, hidden, logits);
+    const size_t count = static_cast<size_t>(hidden.rows);
+    impl.backend->sample(logits, rows.subspan(first, count), std::span(impl.result.sampled).subspan(first, count));
+  });
+}
+
+StepResult ModelRunner::wait(InFlight&& step) {
+  TM_CHECK(impl_->result.step == step.step);
+  return std::move(impl_->result);
+}
+
+std::vector<float> ModelRunner::hidden_states(const InFlight& step, std::span<const int32_t> token_indices) {
+  Impl& impl = *impl_;
+  const size_t width = static_cast<size_t>(impl.hidden.cols);
+  std::vector<float> out(token_indices.size() * width);
+  ForwardContext context = impl.context(*step.batch);
+  impl.for_each_chunk(context, token_indices, [&](size_t first, Matrix hidden) {
+    impl.backend->copy_to_host(&out[first * width], hidden.data,
+                               static_cast<size_t>(hidden.rows) * width * sizeof(float));
+  });
+  return out;
+}
+
+std::vector<float> ModelRunner::logits(const InFlight& step, std::span<const int32_t> token_indices) {
+  Impl& impl = *impl_;
+  const size_t vocab = static_cast<size_t>(impl.model->config().vocab_size);
+  std::vector<float> out(token_indices.size() * vocab);
+  ForwardContext context = impl.context(*step.batch);
+  impl.for_each_chunk(context, token_indices, [&](size_t first, Matrix hidden) {
+    const Matrix logits = impl.workspace.take(hidden.rows, static_cast<int64_t>(vocab));
+    impl.model->logits(context, hidden, logits);
+    impl.backend->copy_to_host(&out[first * vocab], logits.data,
+                               static_cast<size_t>(hidden.rows) * vocab * sizeof(float));
+  });
+  return out;
+}
+
+const Model& ModelRunner::model() const { return *impl_->model; }
+Backend& ModelRunner::backend() { return *impl_->backend; }
+int64_t ModelRunner::kv_bytes_per_token() const { return impl_->kv.bytes_per_token(); }
+std::span<std::byte> ModelRunner::kv_memory() { return impl_->kv.memory(); }
+
+int64_t ModelRunner::kv_bytes_per_block(const Model& model, const Backend& backend, int32_t page_size) {
+  return KvPool::bytes_per_block(backend, pool_shape(model, page_size, 0));
+}
+
+}  // namespace tokenmill

@@ -27,10 +27,10 @@ struct TokenizerSource {
 };
 
 struct CheckpointOptions {
-  std::string load_format = "auto";         // auto, safetensors, gguf, dummy
-  std::string model_override_json = "{}";   // merged over config.json
-  std::string revision;                     // hub cache revision; "": main
-  std::string download_dir;                 // hub cache folder; "": HF_HUB_CACHE, HF_HOME, ~/.cache/huggingface/hub
+  std::string load_format = "auto";        // auto, safetensors, gguf, dummy
+  std::string model_override_json = "{}";  // merged over config.json
+  std::string revision;                    // hub cache revision; "": main
+  std::string download_dir;                // hub cache folder; "": HF_HUB_CACHE, HF_HOME, ~/.cache/huggingface/hub
   uint64_t dummy_seed = 0;
 };
 
@@ -52,7 +52,7 @@ class Checkpoint {
   virtual std::vector<const RawTensor*> tensors() const = 0;
   // Gives a tensor's pages back to the system after it was packed.
   virtual void release(const RawTensor& tensor) const = 0;
-  virtual int64_t num_files() const = 0;   // shards, for the progress line
+  virtual int64_t num_files() const = 0;  // shards, for the progress line
   virtual int64_t file_of(const RawTensor& tensor) const = 0;
 
  protected:

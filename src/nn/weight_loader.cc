@@ -1,5 +1,6 @@
 #include "nn/weight_loader.h"
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <utility>
@@ -34,7 +35,7 @@ DeviceVector& DeviceVector::operator=(DeviceVector&& other) noexcept {
 
 WeightLoader::WeightLoader(const Checkpoint& checkpoint, Backend& backend, Packing packing, Progress progress)
     : checkpoint_(checkpoint), backend_(backend), packing_(packing), progress_(std::move(progress)) {
-  tensors_left_.resize(static_cast<size_t>(checkpoint.num_files()));
+  tensors_left_.resize(static_cast<size_t>(std::max<int64_t>(checkpoint.num_files(), 1)));
   for (const RawTensor* tensor : checkpoint.tensors()) {
     ++tensors_left_.at(static_cast<size_t>(checkpoint.file_of(*tensor)));
   }

@@ -1,0 +1,6 @@
+# Model tests drive ModelRunner through verify's Probe, which is compiled in so that they need no more than the runner.
+set(TM_MODEL_TEST_SUPPORT
+    ${CMAKE_CURRENT_LIST_DIR}/model_test_util.cc ${CMAKE_CURRENT_LIST_DIR}/naive_backend.cc
+    ${CMAKE_SOURCE_DIR}/src/verify/probe.cc)
+tm_test(tiny_golden_test SOURCES ${CMAKE_CURRENT_LIST_DIR}/tiny_golden_test.cc ${TM_MODEL_TEST_SUPPORT}
+        LIBS tm_runner tm_checkpoint)

@@ -84,6 +84,7 @@ typedef struct {
   const TmSlice* merges;  // BPE: "left right" by falling rank
   size_t merge_count;
   TmSlice pre;                         // BPE: the name of the pre-tokenizer, tokenizer.ggml.pre
+  TmSlice charsmap;                    // unigram: SentencePiece's precompiled normalisation, or empty
   int64_t bos_id, eos_id, unknown_id;  // -1: none
   bool add_bos, add_eos;
   bool add_space_prefix;  // SPM, unigram

@@ -47,7 +47,9 @@ struct Request {
 };
 
 // Called on the engine's output thread, chunks of one request in order. Returning false cancels the request.
-// Must not block for long and must not throw.
+// Must not block for long and must not throw (a throw is logged and cancels). It may submit and abort, but not wait:
+// generate(), flush_cache() and shutdown() throw there. When the engine dies or is shut down, what is unfinished ends
+// with finish_reason abort.
 using OutputCallback = std::function<bool(Output&&)>;
 
 struct Usage {
@@ -58,16 +60,19 @@ class Engine {
  public:
   // Loads the model; throws Error naming the file, the key and the remedy.
   explicit Engine(ServerArgs args);
-  ~Engine();  // shutdown()
+  class Impl;
+  explicit Engine(std::shared_ptr<Impl> impl);  // over parts made elsewhere (src/engine/engine_impl.h)
+  ~Engine();                                    // shutdown()
   Engine(const Engine&) = delete;
   Engine& operator=(const Engine&) = delete;
 
   // Queues one request and returns its id; throws Error(kValue | kType | kUnsupported) on bad arguments, among them
-  // an over-long prompt. on_output gets `index` 0.
+  // an over-long prompt. Output::index counts its samples.
   std::string submit(Request request, OutputCallback on_output);
   // Queues a list as one unit (up to 4,096 prompts; a longer list is fed through a window of that many): types, keys
   // and values are checked before anything runs; what only tokenising shows ends that item alone.
-  // Returns the ids, one a request. on_output's Output::index tells the request.
+  // Returns the ids, one a request. Output::index is the place in the list; with n > 1 the samples of all requests
+  // are counted through, as generate() returns them.
   std::vector<std::string> submit(std::vector<Request> requests, OutputCallback on_output);
 
   std::vector<Output> generate(Request request);                // n outputs
@@ -97,7 +102,6 @@ class Engine {
   const ServerArgs& server_args() const;  // resolved: every "None" replaced by its value
 
  private:
-  class Impl;
   std::shared_ptr<Impl> impl_;
 };
 

@@ -12,9 +12,9 @@ namespace tokenmill {
 struct FinishReason {
   enum class Type { kLength, kStop, kAbort };
   Type type = Type::kLength;
-  int64_t length = 0;                               // kLength: tokens generated
+  int64_t length = 0;                                          // kLength: tokens generated
   std::variant<std::monostate, int64_t, std::string> matched;  // kStop: the token id or the stop string
-  std::string message;                              // kAbort: why
+  std::string message;                                         // kAbort: why
 };
 
 // One token's natural-log probability, log-softmax of the untempered logits. logprob is nullopt at position 0.

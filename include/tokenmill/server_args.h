@@ -86,14 +86,16 @@ enum class FieldStatus {
 };
 
 struct ServerArgsField {
-  std::string_view name;           // "mem_fraction_static"; the CLI flag is --mem-fraction-static
+  std::string_view name;  // "mem_fraction_static"; the CLI flag is --mem-fraction-static
   FieldStatus status;
-  std::string_view type;           // "str", "int", "float", "bool", "list[str]"; "| None" where it may be unset
-  std::string_view default_text;   // as Python writes it: None, True, 0.88, 'lpm'
+  std::string_view type;          // "str", "int", "float", "bool", "list[str]"; "| None" where it may be unset
+  std::string_view default_text;  // as Python writes it: None, True, 0.88, 'lpm'
   std::string_view help;
-  // Text in and out, as on a command line; set throws Error(kValue) naming the field. get gives Python's repr.
+  // Text in and out, as on a command line; set throws Error(kValue) naming the field. get gives Python's repr,
+  // get_json a JSON value.
   void (*set)(ServerArgs&, std::string_view text);
   std::string (*get)(const ServerArgs&);
+  std::string (*get_json)(const ServerArgs&);
 };
 
 std::span<const ServerArgsField> server_args_fields();
@@ -101,7 +103,9 @@ std::span<const ServerArgsField> server_args_fields();
 const ServerArgsField* find_server_args_field(std::string_view name);
 // The nearest known field name, for error messages.
 std::string_view nearest_server_args_field(std::string_view name);
-// "ServerArgs(model_path='…', …)"
+// What to say of a name that is no field: an SGLang option that is not needed here, or the nearest known name.
+std::string unknown_server_args_field_message(std::string_view name);
+// "ServerArgs(model_path='…', …)"; an api_key is not spelt out.
 std::string to_string(const ServerArgs& args);
 
 }  // namespace tokenmill

@@ -1,0 +1,340 @@
+// The loop: the picture of docs/ARCHITECTURE.md, one function a line.
+#include "engine/engine_core.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <utility>
+
+#include "base/check.h"
+#include "base/machine.h"
+#include "engine/pool_size.h"
+#include "engine/text_repr.h"
+
+namespace tokenmill {
+namespace {
+
+SchedulePolicy parse_policy(const std::string& name) {
+  if (name == "fcfs") return SchedulePolicy::kFcfs;
+  if (name == "dfs-weight") return SchedulePolicy::kDfsWeight;
+  if (name == "lof") return SchedulePolicy::kLof;
+  if (name == "random") return SchedulePolicy::kRandom;
+  if (name == "priority") return SchedulePolicy::kPriority;
+  return SchedulePolicy::kLpm;
+}
+
+// The options that need the model: context_length is at most what the model declares.
+ServerArgs with_model(ServerArgs args, const ModelConfig& config, const Backend& backend) {
+  require_rule(args.context_length.value_or(1) <= config.max_position, "context_length",
+               "at most the model's own " + std::to_string(config.max_position) +
+                   " tokens (json_model_override_args can change that)",
+               args.context_length);
+  if (!args.context_length) args.context_length = config.max_position;
+  if (!args.num_threads) args.num_threads = backend.num_threads();
+  return args;
+}
+
+std::vector<int32_t> union_eos(const ModelConfig& config, const Tokenizer* tokenizer) {
+  std::vector<int32_t> ids = config.eos_token_ids;
+  if (tokenizer != nullptr) {
+    const std::vector<int32_t> more = tokenizer->eos_token_ids();
+    ids.insert(ids.end(), more.begin(), more.end());
+  }
+  std::erase_if(ids, [&](int32_t id) { return id < 0 || id >= config.vocab_size; });
+  std::sort(ids.begin(), ids.end());
+  ids.erase(std::unique(ids.begin(), ids.end()), ids.end());
+  return ids;
+}
+
+// Tokens one step can hold: a chunk (or whole prompts) and the decodes that ride along. Each takes a place in the pool.
+int64_t tokens_per_step(const ServerArgs& args, int64_t max_total_num_tokens) {
+  const int64_t prefill = *args.chunked_prefill_size > 0 ? *args.chunked_prefill_size
+                                                         : std::max(args.max_prefill_tokens, *args.context_length);
+  return std::min(prefill, max_total_num_tokens) + *args.max_running_requests;
+}
+
+SchedulerOptions scheduler_options(const ServerArgs& args, int32_t num_blocks,
+                                   const std::shared_ptr<const Tokenizer>& tokenizer, const Logger& logger) {
+  SchedulerOptions options;
+  options.page_size = static_cast<int32_t>(*args.page_size);
+  options.num_blocks = num_blocks;
+  options.context_length = *args.context_length;
+  options.max_running_requests = *args.max_running_requests;
+  options.max_prefill_tokens = args.max_prefill_tokens;
+  options.chunked_prefill_size = *args.chunked_prefill_size;
+  options.enable_mixed_chunk = args.enable_mixed_chunk;
+  options.policy = parse_policy(args.schedule_policy);
+  options.schedule_conservativeness = args.schedule_conservativeness;
+  options.disable_radix_cache = args.disable_radix_cache;
+  options.decode_log_interval = args.decode_log_interval;
+  options.random_seed = static_cast<uint64_t>(*args.random_seed);
+  if (tokenizer) options.token_bytes = [tokenizer](int32_t id) { return tokenizer->token_bytes(id); };
+  if (logger.enabled(LogLevel::kInfo)) options.log_info = [&logger](const std::string& line) { logger.info(line); };
+  return options;
+}
+
+PreparerOptions preparer_options(const ServerArgs& args, const EngineParts& parts, const ModelConfig& config,
+                                 const std::vector<int32_t>& eos_token_ids) {
+  return {.tokenizer = parts.tokenizer,
+          .chat_template = parts.chat_template,
+          .eos_token_ids = eos_token_ids,
+          .vocab_size = config.vocab_size,
+          .context_length = *args.context_length,
+          .stream_interval = args.stream_interval,
+          .random_seed = static_cast<uint64_t>(*args.random_seed),
+          .allow_auto_truncate = args.allow_auto_truncate};
+}
+
+}  // namespace
+
+EngineCore::EngineCore(ServerArgs args, EngineParts parts)
+    : args_(with_model(std::move(args), parts.model->config(), *parts.backend)),
+      logger_(args_.log_level, std::move(parts.log_sink)),
+      tokenizer_(parts.tokenizer),
+      model_config_(parts.model->config()),
+      eos_token_ids_(union_eos(model_config_, tokenizer_.get())),
+      preparer_(preparer_options(args_, parts, model_config_, eos_token_ids_)),
+      weight_bytes_(static_cast<int64_t>(parts.model->weight_bytes())),
+      backend_description_(parts.backend->description()),
+      outputs_({.tokenizer = tokenizer_,
+                .incremental = args_.incremental_streaming_output,
+                .log_requests = args_.log_requests,
+                .logger = &logger_,
+                .on_cancel = [this](const std::shared_ptr<RequestState>& state) { request_abort(state); },
+                .on_finished =
+                    [this](const RequestState& state, const FinishReason& reason) {
+                      (reason.type == FinishReason::Type::kAbort ? num_aborted_ : num_finished_)++;
+                      forget(state);
+                    },
+                .on_poll =
+                    [this] {
+                      if (const auto seconds = clock_.overdue(args_.watchdog_timeout)) {
+                        logger_.error(fmt::format("A step has been running for {:.1f} s (watchdog_timeout={}).",
+                                                  *seconds, python_repr(args_.watchdog_timeout)));
+                      }
+                    },
+                .poll_seconds = args_.watchdog_timeout > 0 ? std::clamp(args_.watchdog_timeout / 4, 0.02, 30.0) : 0}) {
+  const auto page_size = static_cast<int32_t>(*args_.page_size);
+  const int64_t block_bytes = ModelRunner::kv_bytes_per_block(*parts.model, *parts.backend, page_size);
+  const int32_t num_blocks = choose_num_blocks(args_, {.context_length = *args_.context_length,
+                                                       .block_bytes = block_bytes,
+                                                       .available_bytes = available_memory(),
+                                                       .available_before_load = parts.available_before_load,
+                                                       .weight_bytes = weight_bytes_});
+  kv_bytes_per_token_ = block_bytes / page_size;
+  max_total_num_tokens_ = int64_t{num_blocks} * page_size;
+  args_.max_total_tokens = max_total_num_tokens_;
+  runner_ =
+      std::make_unique<ModelRunner>(std::move(parts.backend), std::move(parts.model),
+                                    RunnerOptions{.page_size = page_size,
+                                                  .num_blocks = num_blocks,
+                                                  .max_tokens_per_step = tokens_per_step(args_, max_total_num_tokens_),
+                                                  .max_rows = *args_.max_running_requests});
+  scheduler_ = std::make_unique<Scheduler>(scheduler_options(args_, num_blocks, tokenizer_, logger_));
+  scheduler_stats_ = scheduler_->stats();
+  logger_.info("Memory pool end. avail mem=" + gib_text(available_memory()) + " GB");
+  logger_.info(fmt::format("max_total_num_tokens={}, max_prefill_tokens={}, max_running_requests={}, context_len={}",
+                           max_total_num_tokens_, args_.max_prefill_tokens, *args_.max_running_requests,
+                           *args_.context_length));
+}
+
+EngineCore::~EngineCore() { shutdown(); }
+
+void EngineCore::start() {
+  outputs_.start();
+  thread_ = std::thread([this] { run(); });
+}
+
+void EngineCore::run() {
+  try {
+    while (wait_for_work()) check_progress(step());
+  } catch (const std::exception& error) {
+    die(error.what());
+  } catch (...) {
+    die("an unknown exception");
+  }
+}
+
+bool EngineCore::wait_for_work() {
+  std::unique_lock lock(inbox_.mutex);
+  const auto ready = [&] {
+    return inbox_.stopping || !inbox_.units.empty() || !inbox_.aborts.empty() || !inbox_.flushes.empty();
+  };
+  if (!scheduler_->has_work()) inbox_.arrived.wait(lock, ready);
+  return !inbox_.stopping;
+}
+
+bool EngineCore::step() {
+  clock_.begin_step();
+  admit();
+  clock_.end_part(StepClock::kAdmit);
+  const Batch* const batch = scheduler_->schedule();
+  clock_.end_part(StepClock::kSchedule);
+  if (batch != nullptr) execute(*batch);
+  const bool told = publish();
+  clock_.end_part(StepClock::kPublish);
+  clock_.end_step(batch != nullptr);
+  if (args_.show_time_cost) {
+    if (const auto line = clock_.report(args_.decode_log_interval)) logger_.info(*line);
+  }
+  return batch != nullptr || told;
+}
+
+// A scheduler that has work, runs nothing and ends nothing would spin for ever.
+void EngineCore::check_progress(bool progressed) {
+  static constexpr int64_t kIdleTurnsMax = 1000;
+  idle_turns_ = progressed || !scheduler_->has_work() ? 0 : idle_turns_ + 1;
+  TM_CHECK(idle_turns_ < kIdleTurnsMax);
+}
+
+void EngineCore::admit() {
+  std::vector<AdmissionUnit> units;
+  std::vector<std::shared_ptr<RequestState>> aborts;
+  std::vector<std::promise<bool>> flushes;
+  {
+    const std::lock_guard lock(inbox_.mutex);
+    units.swap(inbox_.units);
+    aborts.swap(inbox_.aborts);
+    flushes.swap(inbox_.flushes);
+    inbox_.queued += std::exchange(inbox_.waiting, 0);
+  }
+  for (AdmissionUnit& unit : units) {
+    std::vector<SequenceSpec> specs;
+    for (Admission& admission : unit) {
+      admission.state->first_sequence_id = next_sequence_id_;
+      for (SequenceSpec& spec : admission.specs) {
+        spec.id = next_sequence_id_++;
+        sequences_.emplace(spec.id, std::pair(admission.state, int64_t{spec.sample_index}));
+        specs.push_back(std::move(spec));
+      }
+    }
+    scheduler_->add(std::move(specs));
+    // An abort may have come before the request did.
+    for (const Admission& admission : unit) {
+      if (admission.state->abort_requested) aborts.push_back(admission.state);
+    }
+  }
+  for (const auto& state : aborts) {
+    if (state->first_sequence_id == 0) continue;
+    for (int64_t i = 0; i < state->num_samples; ++i) {
+      scheduler_->abort(state->first_sequence_id + static_cast<uint64_t>(i), "The request was aborted.");
+    }
+  }
+  for (std::promise<bool>& flush : flushes) {
+    const bool flushed = scheduler_->flush_cache();
+    const SchedulerStats stats = scheduler_->stats();
+    if (flushed) {
+      logger_.info("Cache flushed successfully!");
+    } else {
+      logger_.warning(
+          fmt::format("Cache not flushed because there are pending requests. #queue-req: {}, #running-req: {}",
+                      stats.queue, stats.running));
+    }
+    flush.set_value(flushed);
+  }
+}
+
+// One forward pass and its commit. What the model cannot compute ends this step's requests; what breaks an invariant or
+// runs out of memory ends the engine.
+void EngineCore::execute(const Batch& batch) {
+  StepResult result;
+  try {
+    ModelRunner::InFlight step = runner_->forward(batch);
+    runner_->sample(step, batch.sampling);
+    result = runner_->wait(std::move(step));
+  } catch (const InvariantError&) {
+    throw;
+  } catch (const std::bad_alloc&) {
+    throw;
+  } catch (const std::exception& error) {
+    logger_.error(fmt::format("Step {} failed, its requests end: {}", batch.step, error.what()));
+    scheduler_->fail(batch.step, std::string("The forward pass failed: ") + error.what());
+    clock_.end_part(StepClock::kForward);
+    return;
+  }
+  clock_.end_part(StepClock::kForward);
+  scheduler_->commit(result);
+  clock_.end_part(StepClock::kCommit);
+}
+
+bool EngineCore::publish() {
+  std::vector<SequenceEvent> events = scheduler_->take_events();
+  std::vector<Delta> deltas;
+  deltas.reserve(events.size());
+  for (SequenceEvent& event : events) {
+    const auto found = sequences_.find(event.sequence_id);
+    TM_CHECK(found != sequences_.end());
+    const auto [state, sample] = found->second;
+    if (event.finish) sequences_.erase(found);
+    deltas.push_back({.request = state, .sample = sample, .event = std::move(event)});
+  }
+  const SchedulerStats stats = scheduler_->stats();
+  {
+    const std::lock_guard lock(stats_mutex_);
+    scheduler_stats_ = stats;
+  }
+  bool room = false;
+  {
+    const std::lock_guard lock(inbox_.mutex);
+    room = stats.queue < inbox_.queued;
+    inbox_.queued = stats.queue;
+  }
+  if (room) inbox_.room.notify_all();
+  const bool told = !deltas.empty();
+  outputs_.post(std::move(deltas));
+  return told;
+}
+
+void EngineCore::die(const std::string& message) {
+  logger_.error("The engine has stopped: " + message);
+  close(Error(ErrorKind::kRuntime, "The engine has stopped after an internal error and takes no more requests: " +
+                                       message + " Make a new Engine to go on."));
+}
+
+void EngineCore::close(const Error& error) {
+  std::vector<std::shared_ptr<RequestState>> states;
+  {
+    const std::lock_guard lock(registry_mutex_);
+    if (!closed_) closed_ = error;
+    for (const auto& [rid, state] : registry_) states.push_back(state);
+  }
+  std::vector<std::promise<bool>> flushes;
+  {
+    const std::lock_guard lock(inbox_.mutex);
+    inbox_.stopping = true;
+    inbox_.units.clear();
+    inbox_.aborts.clear();
+    flushes.swap(inbox_.flushes);
+  }
+  for (std::promise<bool>& flush : flushes) flush.set_exception(std::make_exception_ptr(error));
+  inbox_.arrived.notify_all();
+  inbox_.room.notify_all();
+  // In the order of submission, so that a list's first request tells of the failure.
+  std::sort(states.begin(), states.end(), [](const auto& a, const auto& b) { return a->number < b->number; });
+  outputs_.post_failure(std::move(states), error);
+}
+
+void EngineCore::shutdown() {
+  if (shut_down_) return;
+  if (outputs_.on_this_thread()) {
+    throw Error(ErrorKind::kRuntime, "shutdown() cannot be called from on_output.");
+  }
+  const std::lock_guard lock(shutdown_mutex_);
+  if (shut_down_) return;
+  close(Error(ErrorKind::kRuntime, "The engine was shut down."));
+  const bool threaded = thread_.joinable();
+  if (threaded) thread_.join();
+  {
+    const std::lock_guard feeders_lock(feeders_mutex_);
+    for (Feeder& feeder : feeders_) feeder.thread.join();
+    feeders_.clear();
+  }
+  outputs_.stop();
+  if (!threaded) outputs_.drain();
+  sequences_.clear();
+  scheduler_.reset();
+  runner_.reset();
+  shut_down_ = true;
+}
+
+}  // namespace tokenmill

@@ -1,0 +1,172 @@
+// One model's engine: the loop and its threads. engine.cc wraps it in the public API; tests build it over a model of
+// their own and may drive step() by hand.
+//
+//   callers ──submit──► inbox ──► engine thread: admit, schedule, forward, commit, publish ──► OutputWorker ──►
+//   callbacks
+//
+// The engine thread owns scheduler and runner; nothing else touches them while it runs.
+#pragma once
+
+#include <atomic>
+#include <condition_variable>
+#include <cstdint>
+#include <future>
+#include <list>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <thread>
+#include <unordered_map>
+#include <vector>
+
+#include "base/log.h"
+#include "engine/output_worker.h"
+#include "engine/request_preparer.h"
+#include "engine/request_state.h"
+#include "engine/step_clock.h"
+#include "models/model.h"
+#include "ops/backend.h"
+#include "runner/model_runner.h"
+#include "sched/scheduler.h"
+#include "text/tokenizer.h"
+#include "tokenmill/engine.h"
+
+namespace tokenmill {
+
+// What an engine is made of; the loader makes it from a checkpoint, tests from parts of their own.
+struct EngineParts {
+  std::unique_ptr<Backend> backend;
+  std::unique_ptr<Model> model;
+  std::shared_ptr<const Tokenizer> tokenizer;  // null with skip_tokenizer_init
+  std::string chat_template;                   // "": the tokenizer's own
+  int64_t available_before_load = 0;           // bytes; 0: not known
+  Logger::Sink log_sink;                       // null: stderr
+};
+
+class EngineCore {
+ public:
+  // args must be resolved (resolve_server_args). Sizes the KV pool and reserves all memory; no thread runs yet.
+  EngineCore(ServerArgs args, EngineParts parts);
+  ~EngineCore();  // shutdown()
+  EngineCore(const EngineCore&) = delete;
+  EngineCore& operator=(const EngineCore&) = delete;
+
+  void start();  // the engine thread and the output thread
+
+  // Throws Error when the arguments are bad, an id is taken, or (single) the prompt cannot run. Returns the ids.
+  std::vector<std::string> submit(std::vector<Request> requests, std::shared_ptr<Call> call, bool single);
+  void abort(std::string_view rid);
+  void abort_call(const Call& call);
+  void abort_all();
+  bool flush_cache();
+  std::map<std::string, double> stats() const;
+  void shutdown();
+
+  // One turn of the loop; false when there was nothing to do. Without start(): deliver() then tells the outputs.
+  bool step();
+  void deliver() { outputs_.drain(); }
+  void check_integrity() const { scheduler_->check_integrity(); }  // while no thread runs
+
+  const ServerArgs& args() const { return args_; }
+  const RequestPreparer& preparer() const { return preparer_; }
+  const std::shared_ptr<const Tokenizer>& tokenizer() const { return tokenizer_; }
+  const std::vector<int32_t>& eos_token_ids() const { return eos_token_ids_; }
+  const ModelConfig& model_config() const { return model_config_; }
+  const Logger& logger() const { return logger_; }
+  int64_t max_total_num_tokens() const { return max_total_num_tokens_; }
+  int64_t kv_bytes_per_token() const { return kv_bytes_per_token_; }
+  int64_t weight_bytes() const { return weight_bytes_; }
+  const std::string& backend_description() const { return backend_description_; }
+  bool on_output_thread() const { return outputs_.on_this_thread(); }
+
+  static constexpr size_t kWindowPrompts = 4096;  // of a list call, waiting at once
+
+ private:
+  // One request, ready for the scheduler.
+  struct Admission {
+    std::shared_ptr<RequestState> state;
+    std::vector<SequenceSpec> specs;
+  };
+  using AdmissionUnit = std::vector<Admission>;
+  struct Inbox {
+    std::mutex mutex;
+    std::condition_variable arrived;  // for the engine thread
+    std::condition_variable room;     // for feeders
+    std::vector<AdmissionUnit> units;
+    std::vector<std::shared_ptr<RequestState>> aborts;
+    std::vector<std::promise<bool>> flushes;
+    int64_t waiting = 0;  // requests in units
+    int64_t queued = 0;   // sequences that wait in the scheduler, as of the last step
+    bool stopping = false;
+  };
+  // A list call longer than the window: a thread that tokenises and feeds it.
+  struct Feeder {
+    std::thread thread;
+    std::atomic<bool> done{false};
+  };
+
+  // Loop (engine thread).
+  void run();
+  bool wait_for_work();
+  void admit();
+  void execute(const Batch& batch);
+  bool publish();
+  void die(const std::string& message);
+  void check_progress(bool progressed);
+
+  // Callers.
+  std::vector<std::string> register_states(const std::vector<std::shared_ptr<RequestState>>& states);
+  void forget(const RequestState& state);
+  void submit_single(const Request& request, const std::shared_ptr<RequestState>& state);
+  void submit_unit(const std::vector<Request>& requests, const std::vector<std::shared_ptr<RequestState>>& states);
+  void feed(std::vector<Request> requests, std::vector<std::shared_ptr<RequestState>> states);
+  void start_feeder(std::vector<Request> requests, std::vector<std::shared_ptr<RequestState>> states);
+  void prepare_range(const std::vector<Request>& requests, const std::vector<std::shared_ptr<RequestState>>& states,
+                     size_t begin, size_t end, AdmissionUnit& unit, std::vector<Delta>& errors) const;
+  bool enqueue(AdmissionUnit unit, std::vector<Delta>& rejected);
+  template <class Wanted>
+  void abort_where(Wanted wanted);
+  void request_abort(const std::shared_ptr<RequestState>& state);
+  void close(const Error& error);
+  void check_open() const;
+  void log_receive(const Request& request, const RequestState& state) const;
+  int64_t queue_limit() const;
+
+  ServerArgs args_;
+  Logger logger_;
+  std::shared_ptr<const Tokenizer> tokenizer_;
+  ModelConfig model_config_;
+  std::vector<int32_t> eos_token_ids_;
+  RequestPreparer preparer_;
+  int64_t max_total_num_tokens_ = 0, kv_bytes_per_token_ = 0, weight_bytes_ = 0;
+  std::string backend_description_;
+
+  std::unique_ptr<ModelRunner> runner_;
+  std::unique_ptr<Scheduler> scheduler_;
+  std::unordered_map<uint64_t, std::pair<std::shared_ptr<RequestState>, int64_t>> sequences_;  // engine thread
+  uint64_t next_sequence_id_ = 1;
+  int64_t idle_turns_ = 0;
+  StepClock clock_;
+
+  Inbox inbox_;
+  mutable std::mutex registry_mutex_;
+  std::unordered_map<std::string, std::shared_ptr<RequestState>> registry_;
+  std::optional<Error> closed_;  // why nothing more is taken; under registry_mutex_
+  uint64_t next_number_ = 0;     // under registry_mutex_
+
+  mutable std::mutex stats_mutex_;
+  SchedulerStats scheduler_stats_;
+  std::atomic<int64_t> num_requests_{0}, num_finished_{0}, num_aborted_{0};
+
+  std::mutex feeders_mutex_;
+  std::list<Feeder> feeders_;
+  std::mutex shutdown_mutex_;
+  std::atomic<bool> shut_down_{false};
+  std::thread thread_;
+  OutputWorker outputs_;  // last: its thread calls back into all of the above
+};
+
+}  // namespace tokenmill

@@ -1,0 +1,134 @@
+#include "engine/model_loader.h"
+
+#include <fmt/format.h>
+
+#include <chrono>
+#include <filesystem>
+#include <fstream>
+#include <future>
+#include <sstream>
+
+#include "base/machine.h"
+#include "checkpoint/checkpoint.h"
+#include "checkpoint/model_path.h"
+#include "engine/pool_size.h"
+#include "engine/text_repr.h"
+#include "models/packing.h"
+
+namespace tokenmill {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
+
+struct LoadedTokenizer {
+  std::shared_ptr<const Tokenizer> tokenizer;
+  double seconds = 0;
+};
+
+LoadedTokenizer load_tokenizer(const TokenizerSource& source) {
+  const auto start = Clock::now();
+  auto tokenizer =
+      source.gguf_path.empty() ? Tokenizer::from_folder(source.folder) : Tokenizer::from_gguf(source.gguf_path);
+  return {std::move(tokenizer), seconds_since(start)};
+}
+
+TokenizerSource tokenizer_source(const ServerArgs& args, const Checkpoint& checkpoint,
+                                 const CheckpointOptions& options) {
+  if (*args.tokenizer_path == args.model_path) return checkpoint.tokenizer_source();
+  const ModelPath path = resolve_model_path(*args.tokenizer_path, options);
+  TokenizerSource source;
+  (path.is_gguf ? source.gguf_path : source.folder) = path.path;
+  return source;
+}
+
+// A Jinja file, or the template itself.
+std::string read_chat_template(const std::string& text) {
+  if (text.find("{%") != std::string::npos || text.find("{{") != std::string::npos) return text;
+  std::ifstream file(text, std::ios::binary);
+  std::ostringstream content;
+  if (!file || std::filesystem::is_directory(text) || !(content << file.rdbuf()) || content.str().empty()) {
+    throw Error(ErrorKind::kValue,
+                "chat_template must be a readable Jinja file, or a template's text with {{ }} or "
+                "{% %} in it, got " +
+                    python_repr(text) + ".");
+  }
+  return content.str();
+}
+
+// What the packed weights take; padding to whole tiles apart.
+int64_t packed_bytes(const Checkpoint& checkpoint, Packing packing) {
+  int64_t total = 0;
+  for (const RawTensor* tensor : checkpoint.tensors()) {
+    const int64_t values = tensor->rows() * tensor->cols();
+    if (packing == Packing::kFloat32) {
+      total += values * 4;
+    } else if (packing == Packing::kNative && info(tensor->type).quantized) {
+      total += static_cast<int64_t>(tensor->bytes());
+    } else {
+      total += values * 2;
+    }
+  }
+  return total;
+}
+
+void require_memory(const ServerArgs& args, int64_t needed, int64_t available) {
+  if (available == 0 || needed <= available) return;
+  throw Error(ErrorKind::kRuntime,
+              fmt::format("Not enough memory for the model {}: its weights need {} GB with dtype {}, and {} GB are "
+                          "available. Use a smaller or a quantised model, or raise the memory limit.",
+                          args.model_path, gib_text(needed), python_repr(args.dtype), gib_text(available)));
+}
+
+// "Loading safetensors checkpoint shards:  25% Completed | 1/4 [00:00<00:02,  1.23it/s]"
+std::string progress_line(const std::string& format, int64_t done, int64_t total, double elapsed) {
+  const auto clock_text = [](double seconds) {
+    const auto whole = static_cast<int64_t>(seconds);
+    return fmt::format("{:02}:{:02}", whole / 60, whole % 60);
+  };
+  const double rate = elapsed > 0 ? static_cast<double>(done) / elapsed : 0;
+  const double left = rate > 0 ? static_cast<double>(total - done) / rate : 0;
+  return fmt::format("Loading {} checkpoint shards: {:3}% Completed | {}/{} [{}<{}, {:5.2f}it/s]", format,
+                     total > 0 ? 100 * done / total : 100, done, total, clock_text(elapsed), clock_text(left), rate);
+}
+
+}  // namespace
+
+EngineParts load_parts(const ServerArgs& args, const Logger& logger, LoadTimings& timings) {
+  EngineParts parts;
+  auto start = Clock::now();
+  if (args.chat_template) parts.chat_template = read_chat_template(*args.chat_template);
+  parts.backend = make_cpu_backend({.num_threads = static_cast<int>(args.num_threads.value_or(0)), .isa = ""});
+  const CheckpointOptions options{.load_format = args.load_format,
+                                  .model_override_json = args.json_model_override_args,
+                                  .revision = args.revision.value_or(""),
+                                  .download_dir = args.download_dir.value_or(""),
+                                  .dummy_seed = static_cast<uint64_t>(*args.random_seed)};
+  const std::unique_ptr<Checkpoint> checkpoint = Checkpoint::open(args.model_path, options);
+  const Packing packing = choose_packing(args.dtype, checkpoint->config());
+  parts.available_before_load = available_memory();
+  logger.info("Load weight begin. avail mem=" + gib_text(parts.available_before_load) + " GB");
+  require_memory(args, packed_bytes(*checkpoint, packing), parts.available_before_load);
+  timings.open_s = seconds_since(start);
+
+  std::future<LoadedTokenizer> tokenizer;
+  if (!args.skip_tokenizer_init) {
+    tokenizer = std::async(std::launch::async, load_tokenizer, tokenizer_source(args, *checkpoint, options));
+  }
+  start = Clock::now();
+  parts.model = load_model(*checkpoint, *parts.backend, packing, [&](int64_t done, int64_t total) {
+    logger.info(progress_line(checkpoint->format(), done, total, seconds_since(start)));
+  });
+  timings.weights_s = seconds_since(start);
+  logger.info(fmt::format("Load weight end. type={}, dtype={}, avail mem={} GB", checkpoint->config().architecture,
+                          dtype_name(packing), gib_text(available_memory())));
+  if (tokenizer.valid()) {
+    LoadedTokenizer loaded = tokenizer.get();
+    parts.tokenizer = std::move(loaded.tokenizer);
+    timings.tokenizer_s = loaded.seconds;
+  }
+  return parts;
+}
+
+}  // namespace tokenmill

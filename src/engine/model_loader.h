@@ -1,0 +1,19 @@
+// From a model path to the parts of an engine: opens, checks memory, loads weights and tokenizer side by side.
+#pragma once
+
+#include <cstdint>
+
+#include "base/log.h"
+#include "engine/engine_core.h"
+#include "tokenmill/server_args.h"
+
+namespace tokenmill {
+
+struct LoadTimings {
+  double open_s = 0, weights_s = 0, tokenizer_s = 0;  // the tokenizer loads beside the weights
+};
+
+// args resolved. Throws Error naming the file, the key and the remedy.
+EngineParts load_parts(const ServerArgs& args, const Logger& logger, LoadTimings& timings);
+
+}  // namespace tokenmill

@@ -1,0 +1,12 @@
+// Replaces each None that this machine and build decide, before anything is loaded.
+#pragma once
+
+#include "tokenmill/server_args.h"
+
+namespace tokenmill {
+
+// Validates, then fills in. context_length, max_total_tokens and num_threads are left to the loader and the core, which
+// know the model and the backend.
+ServerArgs resolve_server_args(ServerArgs args);
+
+}  // namespace tokenmill

@@ -1,6 +1,7 @@
 // What runs next. Owns the sequences, the radix cache and the block allocator; knows integers only.
 //
-//   add/abort ─► waiting ─► schedule(): match, admit, acquire blocks ─► Batch ─► (runner) ─► commit(StepResult) ─► events
+//   add/abort ─► waiting ─► schedule(): match, admit, acquire blocks ─► Batch ─► (runner) ─► commit(StepResult) ─►
+//   events
 //
 // One thread. Every step that schedule() returned is answered by exactly one commit() or fail(), in order.
 #pragma once
@@ -34,6 +35,9 @@ struct SchedulerOptions {
   double schedule_conservativeness = 1.0;
   bool disable_radix_cache = false;
   EvictionPolicy eviction = EvictionPolicy::kLru;
+  // A waiting sequence is overtaken by at most this many that were added after it (sequences of one add() may be
+  // reordered freely among themselves).
+  int64_t overtake_max = 256;
   int64_t decode_log_interval = 40;
   uint64_t random_seed = 0;
   // Bytes of a token, for stop patterns; may be null when no sequence has any.

@@ -16,8 +16,9 @@ namespace tokenmill {
 
 // One sample. Immutable after Scheduler::add.
 struct SequenceSpec {
-  uint64_t id = 0;        // unique over the engine's life, rising in order of submission
-  uint64_t group = 0;     // samples of one request share a group and a prompt; the prompt is prefilled once
+  uint64_t id = 0;     // unique over the engine's life, rising in order of submission
+  uint64_t group = 0;  // samples of one request share a group and a prompt, which is prefilled once, and come in one
+                       // add(); 0: none
   std::shared_ptr<const std::vector<int32_t>> prompt;
   std::string cache_namespace;  // prefixes are shared within one namespace only
   int64_t priority = 0;
@@ -28,13 +29,14 @@ struct SequenceSpec {
   float frequency_penalty = 0, presence_penalty = 0, repetition_penalty = 1;
   uint64_t seed = 0;
   uint32_t sample_index = 0;
-  std::vector<int32_t> stop_ids;  // EOS and stop ids, sorted; empty with ignore_eos
+  std::vector<int32_t> stop_ids;                      // EOS and stop ids, sorted; empty with ignore_eos
   std::shared_ptr<const StopPatterns> stop_patterns;  // null: none
   bool no_stop_trim = false;
   std::vector<std::pair<int32_t, float>> logit_bias;
-  std::vector<int32_t> banned_ids;                    // sorted; bad words of one token
-  std::vector<std::vector<int32_t>> banned_sequences; // bad words of several tokens: the last id is banned after the others
-  std::optional<std::vector<int32_t>> allowed_ids;    // sorted
+  std::vector<int32_t> banned_ids;  // sorted; bad words of one token
+  std::vector<std::vector<int32_t>>
+      banned_sequences;  // bad words of several tokens: the last id is banned after the others
+  std::optional<std::vector<int32_t>> allowed_ids;  // sorted
   bool want_logprob = false;
   int32_t top_logprobs = 0;
   std::vector<int32_t> logprob_ids;

@@ -1,0 +1,191 @@
+// A sequence's way through the cache: match, enter, settle, finish.
+#include "cache/radix_cache.h"
+
+#include <algorithm>
+
+#include "base/check.h"
+
+namespace tokenmill {
+
+RadixCache::RadixCache(const RadixCacheOptions& options) : options_(options), allocator_(options.num_blocks) {
+  TM_CHECK(options.page_size >= 1 && options.page_size <= 64);
+  TM_CHECK((options.page_size & (options.page_size - 1)) == 0);
+}
+
+RadixCache::~RadixCache() {
+  std::vector<RadixNode*> open;
+  for (auto& [name, root] : roots_) open.insert(open.end(), root->children.begin(), root->children.end());
+  while (!open.empty()) {
+    RadixNode* node = open.back();
+    open.pop_back();
+    open.insert(open.end(), node->children.begin(), node->children.end());
+    delete node;
+  }
+}
+
+PrefixLease RadixCache::match(const std::string& name, TokenSpan tokens, PartialMatch* partial) {
+  PrefixLease lease;
+  *partial = {};
+  if (!enabled()) return lease;
+  const int64_t page = page_size();
+  Place place = descend(root(name), tokens, /*committed_only=*/true);
+  int64_t whole = place.rows / page * page;
+  if (whole > 0) place.node = split(place.branch, whole);
+  place.rows -= whole;
+
+  lease.node = place.node;
+  lease.tree_tokens = place.node->end;
+  lease.blocks.resize(lease.tree_tokens / page);
+  for (const RadixNode* node = place.node; !node->is_root(); node = node->parent) {
+    std::copy(node->blocks.begin(), node->blocks.end(), lease.blocks.begin() + node->begin() / page);
+  }
+  touch(lease.node);
+  lock(lease.node, nullptr);
+  if (place.rows > 0) {
+    *partial = {place.branch->blocks[0], static_cast<int32_t>(place.rows)};
+    lease.copy_source = place.branch;
+    touch(place.branch);
+    lock(place.branch, nullptr);
+  }
+  return lease;
+}
+
+void RadixCache::copy_done(PrefixLease& lease) {
+  if (lease.copy_source) unlock(lease.copy_source, nullptr);
+  lease.copy_source = nullptr;
+}
+
+bool RadixCache::acquire(int64_t n, std::vector<int32_t>& out) {
+  if (n > available_blocks()) return false;
+  if (n > free_blocks()) evict(n - free_blocks());
+  return allocator_.acquire(n, out);
+}
+
+void RadixCache::enter(const std::string& name, PrefixLease& lease, TokenSpan tokens, uint64_t step) {
+  if (!enabled()) return;
+  TM_CHECK(step != 0);
+  detach_tail(lease);
+  extend(name, lease, tokens, step, /*live=*/true);
+}
+
+void RadixCache::settle(PrefixLease& lease) {
+  for (const PrefixLease::Duplicate& duplicate : lease.duplicates) {
+    allocator_.release(lease.blocks[duplicate.index]);
+    lease.blocks[duplicate.index] = duplicate.tree_block;
+  }
+  lease.duplicates.clear();
+}
+
+void RadixCache::finish(const std::string& name, PrefixLease& lease, TokenSpan tokens) {
+  copy_done(lease);
+  if (enabled()) {
+    detach_tail(lease);
+    // A tail that is still being copied from stays as it is; then what follows it has no place in the tree.
+    if (!lease.node || !lease.node->live_tail) extend(name, lease, tokens, 0, /*live=*/false);
+  }
+  release_lease(lease);
+}
+
+void RadixCache::abandon(PrefixLease& lease) {
+  copy_done(lease);
+  if (enabled()) detach_tail(lease);
+  release_lease(lease);
+}
+
+void RadixCache::extend(const std::string& name, PrefixLease& lease, TokenSpan tokens, uint64_t step, bool live) {
+  const int64_t page = page_size();
+  if (!lease.node) {
+    lease.node = root(name);
+    lock(lease.node, nullptr);
+  }
+  TM_CHECK(lease.tree_tokens == lease.node->end && lease.tree_tokens % page == 0);
+  const int64_t whole_end = static_cast<int64_t>(tokens.size()) / page * page;
+  RadixNode* node = lease.node;
+  while (node->end < whole_end) {
+    const int64_t begin = node->end;
+    RadixNode* child = exact_child(node, tokens.subspan(begin));
+    if (!child) break;
+    int64_t same = common_prefix(child->tokens, tokens.subspan(begin, whole_end - begin)) / page * page;
+    if (same < static_cast<int64_t>(child->tokens.size())) child = split(child, same);
+    for (size_t i = 0; i < child->blocks.size(); ++i) {
+      lease.duplicates.push_back({static_cast<int32_t>(begin / page + i), child->blocks[i]});
+    }
+    node = child;
+  }
+  if (node->end < whole_end) {
+    const int64_t begin = node->end;
+    std::span<const int32_t> blocks(lease.blocks);
+    node = add_child(node, tokens.subspan(begin, whole_end - begin),
+                     blocks.subspan(begin / page, (whole_end - begin) / page), step, /*live=*/false);
+  }
+  lock(node, lease.node);
+  lease.node = node;
+  lease.tree_tokens = node->end;
+  add_tail(lease, tokens, step, live);
+}
+
+// The rows of a partly filled last block, unless the tree holds them already.
+void RadixCache::add_tail(PrefixLease& lease, TokenSpan tokens, uint64_t step, bool live) {
+  TokenSpan tail = tokens.subspan(lease.tree_tokens);
+  TM_CHECK(static_cast<int64_t>(tail.size()) < page_size());
+  if (tail.empty()) return;
+  auto [nearest, rows] = nearest_child(lease.node, tail, /*committed_only=*/false);
+  if (nearest && rows == static_cast<int64_t>(tail.size())) return;
+  std::span<const int32_t> blocks(lease.blocks);
+  RadixNode* node = add_child(lease.node, tail, blocks.subspan(lease.tree_tokens / page_size(), 1), step, live);
+  lock(node, lease.node);
+  lease.node = node;
+  lease.tree_tokens = node->end;
+}
+
+// The live tail leaves the tree, so that its block can be entered again with more rows. Where another sequence is about
+// to copy from it, it becomes an ordinary block of the tree only once its owner has no more use for it (see finish).
+void RadixCache::detach_tail(PrefixLease& lease) {
+  if (!lease.node || !lease.node->live_tail || lease.node->locks > 1) return;
+  RadixNode* tail = lease.node;
+  lease.node = tail->parent;
+  lease.tree_tokens = lease.node->end;
+  unlock(tail, lease.node);
+  remove_leaf(tail, /*free_blocks=*/false);
+}
+
+void RadixCache::release_lease(PrefixLease& lease) {
+  for (const PrefixLease::Duplicate& duplicate : lease.duplicates) allocator_.release(lease.blocks[duplicate.index]);
+  const int64_t in_tree = (lease.tree_tokens + page_size() - 1) / page_size();
+  for (size_t i = in_tree; i < lease.blocks.size(); ++i) allocator_.release(lease.blocks[i]);
+  if (lease.node) {
+    lease.node->live_tail = false;
+    touch(lease.node);
+    unlock(lease.node, nullptr);
+  }
+  lease = {};
+}
+
+void RadixCache::commit(uint64_t step) {
+  for (RadixNode* node : pending_) {
+    TM_CHECK(node->pending_step == step);
+    node->pending_step = 0;
+    update_evictable(node);
+  }
+  pending_.clear();
+}
+
+void RadixCache::fail(uint64_t step) {
+  std::vector<RadixNode*> failed;
+  failed.swap(pending_);
+  std::sort(failed.begin(), failed.end(), [](const RadixNode* a, const RadixNode* b) { return a->end > b->end; });
+  for (RadixNode* node : failed) {
+    TM_CHECK(node->pending_step == step);
+    node->pending_step = 0;
+    remove_leaf(node, /*free_blocks=*/true);
+  }
+}
+
+void RadixCache::clear() {
+  TM_CHECK(locked_blocks_ == 0 && pending_.empty());
+  while (!eviction_order_.empty()) remove_leaf(eviction_order_.begin()->second, /*free_blocks=*/true);
+  TM_CHECK(tree_blocks_ == 0);
+  std::erase_if(roots_, [](const auto& entry) { return entry.second->locks == 0 && entry.second->watches.empty(); });
+}
+
+}  // namespace tokenmill

@@ -1,0 +1,162 @@
+// Which block holds which prefix: a radix tree of token ids over the block allocator, one root a namespace.
+//
+// A sequence holds a PrefixLease: its block table, and a lock on the path of the tree that its table begins with.
+//
+//   table   [ in the tree: shared, read-only, locked | its own, writable ......... ]
+//           0                              tree_tokens                 blocks.size() * page_size
+//
+// Matches are exact to the token: whole blocks are shared, the matched rows of one partly matched block are to be
+// copied into a block of the new owner (BlockCopy). What a step will write enters the tree at once, marked with that
+// step: it can be neither matched nor evicted until commit(step), and leaves the tree with fail(step).
+//
+// Rows of a block in the tree never change. The one block of the tree that is still written is a running sequence's
+// last: its rows so far are in the tree (live_tail), later rows are that sequence's alone.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <set>
+#include <span>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "cache/block_allocator.h"
+#include "cache/radix_node.h"
+
+namespace tokenmill {
+
+// What one sequence holds. Made by match() or default (nothing held); ended by finish() or abandon().
+struct PrefixLease {
+  struct Duplicate {  // the tree holds an equal block for this place of the table
+    int32_t index = 0, tree_block = 0;
+  };
+  std::vector<int32_t> blocks;        // the block table
+  int64_t tree_tokens = 0;            // the first tokens of the sequence that are in the tree and locked
+  RadixNode* node = nullptr;          // the deepest locked node; null: nothing is locked
+  RadixNode* copy_source = nullptr;   // locked until the copy has been made
+  std::vector<Duplicate> duplicates;  // settled at commit
+};
+
+// The matched rows of a partly shared block; num_rows 0: none.
+struct PartialMatch {
+  int32_t block = 0, num_rows = 0;
+};
+
+// A waiting sequence hung on the tree: `matched` follows every change of the tree without a new walk from the root.
+// Owned by the waiting sequence; its address and its tokens must not change between watch() and unwatch().
+struct PrefixWatch {
+  TokenSpan tokens;                                  // at most this much may match
+  int64_t matched = 0;                               // longest common prefix with the tree, uncommitted parts included
+  void* owner = nullptr;                             // the caller's
+  RadixNode* node = nullptr;                         // the deepest node that is a whole prefix of tokens
+  RadixNode* branch = nullptr;                       // its child that matches further in part; null: none
+  PrefixWatch *previous = nullptr, *next = nullptr;  // others with the same node and next token
+  bool changed = false;                              // is in changed_watches
+};
+
+struct RadixCacheOptions {
+  int32_t page_size = 32;
+  int32_t num_blocks = 0;
+  bool enabled = true;  // false: nothing ever matches or enters, blocks only
+};
+
+class RadixCache {
+ public:
+  explicit RadixCache(const RadixCacheOptions& options);
+  ~RadixCache();
+  RadixCache(const RadixCache&) = delete;
+  RadixCache& operator=(const RadixCache&) = delete;
+
+  // --- a sequence's life -------------------------------------------------------------------------------------------
+  // Leases the longest committed prefix of `tokens` (already cut to what may match) and reports rows to be copied.
+  // The source of that copy stays locked until copy_done().
+  PrefixLease match(const std::string& name, TokenSpan tokens, PartialMatch* partial);
+  void copy_done(PrefixLease& lease);
+  // Appends n blocks, evicting least recently used leaves as needed; false: not possible, nothing has changed.
+  bool acquire(int64_t n, std::vector<int32_t>& out);
+  // The sequence's tokens up to `tokens.size()` will have been computed by `step`: they enter the tree, uncommitted.
+  // Where the tree already holds an equal block it is noted in lease.duplicates.
+  void enter(const std::string& name, PrefixLease& lease, TokenSpan tokens, uint64_t step);
+  // After commit(step): the table switches to the tree's equal blocks, the sequence's own are freed.
+  void settle(PrefixLease& lease);
+  // The sequence is done: `tokens` (all that is computed) enter the tree, everything else it holds is freed.
+  void finish(const std::string& name, PrefixLease& lease, TokenSpan tokens);
+  // The sequence is done and nothing of it that is not yet in the tree is kept; its live tail leaves the tree too.
+  void abandon(PrefixLease& lease);
+
+  void commit(uint64_t step);
+  // Call after every sequence of the step was abandoned.
+  void fail(uint64_t step);
+
+  // --- waiting sequences -------------------------------------------------------------------------------------------
+  void watch(const std::string& name, PrefixWatch& watch);
+  void unwatch(PrefixWatch& watch);
+  // Of watch.matched, the tokens that no commit has confirmed yet.
+  int64_t uncommitted_tokens(const PrefixWatch& watch) const;
+  // Watches whose `matched` changed since the last call.
+  std::vector<PrefixWatch*> take_changed_watches();
+
+  // --- figures -----------------------------------------------------------------------------------------------------
+  bool enabled() const { return options_.enabled; }
+  int32_t page_size() const { return options_.page_size; }
+  int64_t free_blocks() const { return allocator_.free_blocks(); }
+  int64_t total_blocks() const { return allocator_.total_blocks(); }
+  int64_t cached_blocks() const { return tree_blocks_; }
+  int64_t available_blocks() const { return free_blocks() + tree_blocks_ - locked_blocks_; }
+  int64_t locked_tokens() const { return locked_tokens_; }  // distinct tokens in the tree that leases hold
+  int64_t evictions() const { return evictions_; }          // blocks
+  int64_t num_nodes() const { return num_nodes_; }
+
+  // Frees every block of the tree; nothing may be leased.
+  void clear();
+  // Throws InvariantError unless blocks, locks and counts add up, given every lease there is. O(tree).
+  void check_integrity(std::span<const PrefixLease* const> leases) const;
+
+ private:
+  // Where a walk down the tree ends: `node` matched whole, then `rows` more tokens of `branch` (null: none).
+  struct Place {
+    RadixNode* node = nullptr;
+    RadixNode* branch = nullptr;
+    int64_t rows = 0;
+  };
+  Place descend(RadixNode* from, TokenSpan tokens, bool committed_only) const;
+  RadixNode* exact_child(const RadixNode* node, TokenSpan rest) const;
+  std::pair<RadixNode*, int64_t> nearest_child(const RadixNode* node, TokenSpan rest, bool committed_only) const;
+  RadixNode* root(const std::string& name);
+
+  void lock(RadixNode* node, const RadixNode* above);  // node and its ancestors below `above`
+  void unlock(RadixNode* node, const RadixNode* above);
+  void touch(RadixNode* node);
+  void update_evictable(RadixNode* node);
+
+  RadixNode* add_child(RadixNode* parent, TokenSpan tokens, std::span<const int32_t> blocks, uint64_t step, bool live);
+  RadixNode* split(RadixNode* node, int64_t tokens);  // returns the new upper part
+  void remove_leaf(RadixNode* node, bool free_blocks);
+  void evict(int64_t blocks);
+  // Puts tokens[lease.tree_tokens, size) into the tree and moves the lock there.
+  void extend(const std::string& name, PrefixLease& lease, TokenSpan tokens, uint64_t step, bool live);
+  void add_tail(PrefixLease& lease, TokenSpan tokens, uint64_t step, bool live);
+  void detach_tail(PrefixLease& lease);
+  void release_lease(PrefixLease& lease);  // unlocks, frees what is the sequence's own
+
+  void hang(PrefixWatch& watch, RadixNode* from);
+  void unhang(PrefixWatch& watch);
+  void rehang(std::span<PrefixWatch* const> watches, RadixNode* from);
+  void watches_after_add(RadixNode* parent, RadixNode* child);
+  void watches_after_split(RadixNode* parent, RadixNode* upper, RadixNode* child);
+  void watches_after_loss(RadixNode* parent, RadixNode* child);
+  void check_node(const RadixNode* node, std::vector<char>& in_tree, int64_t sums[4]) const;
+
+  RadixCacheOptions options_;
+  BlockAllocator allocator_;
+  std::map<std::string, std::unique_ptr<RadixNode>> roots_;
+  std::set<std::pair<std::pair<uint64_t, uint64_t>, RadixNode*>> eviction_order_;  // ((last_access, id), leaf)
+  std::vector<RadixNode*> pending_;
+  std::vector<PrefixWatch*> changed_watches_;
+  uint64_t next_id_ = 1, clock_ = 0;
+  int64_t tree_blocks_ = 0, locked_blocks_ = 0, locked_tokens_ = 0, evictions_ = 0, num_nodes_ = 0;
+};
+
+}  // namespace tokenmill

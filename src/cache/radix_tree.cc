@@ -1,0 +1,200 @@
+// The tree itself: walking, splitting, locks, eviction.
+#include <algorithm>
+
+#include "base/check.h"
+#include "cache/radix_cache.h"
+
+namespace tokenmill {
+
+RadixNode* RadixCache::root(const std::string& name) {
+  std::unique_ptr<RadixNode>& root = roots_[name];
+  if (!root) {
+    root = std::make_unique<RadixNode>();
+    root->page_size = page_size();
+  }
+  return root.get();
+}
+
+RadixNode* RadixCache::exact_child(const RadixNode* node, TokenSpan rest) const {
+  if (static_cast<int64_t>(rest.size()) < page_size()) return nullptr;
+  auto it = node->children.find(rest.first(page_size()));
+  return it == node->children.end() ? nullptr : *it;
+}
+
+// The child that shares most leading tokens with `rest`, and how many of its first block's. In the children's order the
+// shared length falls in both directions from the query's place, so each side is walked only while it can still win.
+std::pair<RadixNode*, int64_t> RadixCache::nearest_child(const RadixNode* node, TokenSpan rest,
+                                                         bool committed_only) const {
+  std::pair<RadixNode*, int64_t> best = {nullptr, 0};
+  TokenSpan query = rest.first(std::min<size_t>(rest.size(), page_size()));
+  if (query.empty()) return best;
+  auto place = node->children.lower_bound(query);
+  auto consider = [&](RadixNode* child) {  // false: no use to look further this way
+    int64_t rows = common_prefix(child->first_block(), query);
+    if (rows <= best.second) return false;
+    if (committed_only && child->pending_step) return true;
+    best = {child, rows};
+    return false;
+  };
+  for (auto it = place; it != node->children.end() && consider(*it); ++it) {
+  }
+  for (auto it = place; it != node->children.begin() && consider(*std::prev(it)); --it) {
+  }
+  return best;
+}
+
+RadixCache::Place RadixCache::descend(RadixNode* from, TokenSpan tokens, bool committed_only) const {
+  for (RadixNode* node = from;;) {
+    TokenSpan rest = tokens.subspan(node->end);
+    RadixNode* child = exact_child(node, rest);
+    if (!child || (committed_only && child->pending_step)) {
+      auto [branch, rows] = nearest_child(node, rest, committed_only);
+      return {node, branch, rows};
+    }
+    int64_t same = common_prefix(child->tokens, rest);
+    // An edge with a partly filled last block is never a place to go on from: it has no children.
+    if (same < static_cast<int64_t>(child->tokens.size()) || same % page_size() != 0) return {node, child, same};
+    node = child;
+  }
+}
+
+RadixNode* RadixCache::add_child(RadixNode* parent, TokenSpan tokens, std::span<const int32_t> blocks, uint64_t step,
+                                 bool live) {
+  TM_CHECK(parent->end % page_size() == 0 && !tokens.empty());
+  // A leaf whose few rows the new block repeats is of no more use.
+  auto [shadowed, rows] = nearest_child(parent, tokens, /*committed_only=*/true);
+  if (shadowed && rows == static_cast<int64_t>(shadowed->tokens.size()) && shadowed->locks == 0) {
+    remove_leaf(shadowed, /*free_blocks=*/true);
+  }
+  auto* node = new RadixNode;
+  node->id = next_id_++;
+  node->page_size = page_size();
+  node->parent = parent;
+  node->tokens.assign(tokens.begin(), tokens.end());
+  node->blocks.assign(blocks.begin(), blocks.end());
+  node->end = parent->end + static_cast<int64_t>(tokens.size());
+  node->last_access = ++clock_;
+  node->pending_step = step;
+  node->live_tail = live;
+  if (step) pending_.push_back(node);
+  bool inserted = parent->children.insert(node).second;
+  TM_CHECK(inserted);
+  tree_blocks_ += static_cast<int64_t>(blocks.size());
+  ++num_nodes_;
+  update_evictable(parent);
+  update_evictable(node);
+  watches_after_add(parent, node);
+  return node;
+}
+
+// Cuts an edge after `tokens` tokens (whole blocks). The lower part keeps the node, so leases that end in it stay
+// right.
+RadixNode* RadixCache::split(RadixNode* node, int64_t tokens) {
+  TM_CHECK(tokens % page_size() == 0 && tokens > 0 && tokens < static_cast<int64_t>(node->tokens.size()));
+  RadixNode* parent = node->parent;
+  auto* upper = new RadixNode;
+  upper->id = next_id_++;
+  upper->page_size = page_size();
+  upper->parent = parent;
+  upper->end = node->begin() + tokens;
+  upper->locks = node->locks;
+  upper->last_access = node->last_access;
+  upper->pending_step = node->pending_step;
+  if (upper->pending_step) pending_.push_back(upper);
+  parent->children.erase(node);
+  auto cut = static_cast<std::ptrdiff_t>(tokens);
+  upper->tokens.assign(node->tokens.begin(), node->tokens.begin() + cut);
+  upper->blocks.assign(node->blocks.begin(), node->blocks.begin() + cut / page_size());
+  node->tokens.erase(node->tokens.begin(), node->tokens.begin() + cut);
+  node->blocks.erase(node->blocks.begin(), node->blocks.begin() + cut / page_size());
+  node->parent = upper;
+  upper->children.insert(node);
+  parent->children.insert(upper);
+  ++num_nodes_;
+  watches_after_split(parent, upper, node);
+  return upper;
+}
+
+void RadixCache::remove_leaf(RadixNode* node, bool free_blocks) {
+  TM_CHECK(node->children.empty() && node->locks == 0 && !node->is_root());
+  RadixNode* parent = node->parent;
+  if (node->evictable) eviction_order_.erase({{node->last_access, node->id}, node});
+  node->evictable = false;
+  parent->children.erase(node);
+  if (node->pending_step) std::erase(pending_, node);
+  tree_blocks_ -= static_cast<int64_t>(node->blocks.size());
+  --num_nodes_;
+  if (free_blocks) {
+    for (int32_t block : node->blocks) allocator_.release(block);
+  }
+  update_evictable(parent);
+  watches_after_loss(parent, node);
+  delete node;
+}
+
+void RadixCache::lock(RadixNode* node, const RadixNode* above) {
+  for (; node != above; node = node->parent) {
+    if (node->locks++ > 0) continue;
+    locked_blocks_ += static_cast<int64_t>(node->blocks.size());
+    locked_tokens_ += static_cast<int64_t>(node->tokens.size());
+    update_evictable(node);
+  }
+}
+
+void RadixCache::unlock(RadixNode* node, const RadixNode* above) {
+  for (; node != above; node = node->parent) {
+    TM_CHECK(node->locks > 0);
+    if (--node->locks > 0) continue;
+    locked_blocks_ -= static_cast<int64_t>(node->blocks.size());
+    locked_tokens_ -= static_cast<int64_t>(node->tokens.size());
+    update_evictable(node);
+  }
+}
+
+void RadixCache::touch(RadixNode* node) {
+  ++clock_;
+  for (; node; node = node->parent) {
+    if (node->evictable) eviction_order_.erase({{node->last_access, node->id}, node});
+    node->evictable = false;
+    node->last_access = clock_;
+    update_evictable(node);
+  }
+}
+
+void RadixCache::update_evictable(RadixNode* node) {
+  bool wanted = node->locks == 0 && node->children.empty() && node->pending_step == 0 && !node->is_root();
+  if (wanted == node->evictable) return;
+  node->evictable = wanted;
+  if (wanted) {
+    eviction_order_.insert({{node->last_access, node->id}, node});
+  } else {
+    eviction_order_.erase({{node->last_access, node->id}, node});
+  }
+}
+
+// Least recently used leaf first, from its end, and no more than needed.
+void RadixCache::evict(int64_t blocks) {
+  while (blocks > 0) {
+    TM_CHECK(!eviction_order_.empty());
+    RadixNode* node = eviction_order_.begin()->second;
+    int64_t held = static_cast<int64_t>(node->blocks.size());
+    int64_t taken = std::min(blocks, held);
+    blocks -= taken;
+    evictions_ += taken;
+    if (taken == held) {
+      remove_leaf(node, /*free_blocks=*/true);
+      continue;
+    }
+    for (int64_t i = 0; i < taken; ++i) {
+      allocator_.release(node->blocks.back());
+      node->blocks.pop_back();
+    }
+    tree_blocks_ -= taken;
+    int64_t kept = static_cast<int64_t>(node->blocks.size()) * page_size();
+    node->end -= static_cast<int64_t>(node->tokens.size()) - kept;
+    node->tokens.resize(kept);
+    watches_after_loss(node->parent, node);
+  }
+}
+
+}  // namespace tokenmill

@@ -1,0 +1,138 @@
+// Who may start: memory, budgets, and who waits for whom.
+#include <algorithm>
+#include <cmath>
+
+#include "base/check.h"
+#include "sched/scheduler_impl.h"
+
+namespace tokenmill {
+
+// Blocks that running sequences are expected to want beyond what they hold.
+int64_t Scheduler::Impl::reserved_blocks() const {
+  int64_t blocks = 0;
+  for (const Sequence* sequence : running) {
+    double expected = std::min(sequence->new_tokens_left(), kLookaheadTokensMax) * ratio.value();
+    int64_t wanted = blocks_for(sequence->num_tokens() + static_cast<int64_t>(std::ceil(expected)));
+    blocks += std::max<int64_t>(0, wanted - static_cast<int64_t>(sequence->lease.blocks.size()));
+  }
+  return blocks;
+}
+
+bool Scheduler::Impl::must_wait(const Sequence& sequence) const {
+  if (!cache.enabled()) return false;
+  auto it = groups.find(sequence.spec.group);
+  if (it != groups.end() && it->second.prompt == Group::Prompt::kComputing) return true;
+  return cache.uncommitted_tokens(sequence.watch) >= kSharedUncommittedMin;
+}
+
+// A cheap test before the match, which walks the whole prompt: even with all it could share it does not fit.
+bool Scheduler::Impl::fits_surely_not(const Sequence& sequence, const Budget& budget) const {
+  if (running.empty()) return false;
+  int64_t ahead = std::min(sequence.new_tokens_left(), kLookaheadTokensMax);
+  int64_t wanted = blocks_for(sequence.num_tokens() + ahead) - sequence.watch.matched / options.page_size;
+  return cache.available_blocks() - budget.reserved_blocks < wanted;
+}
+
+void Scheduler::Impl::admit(Budget& budget) {
+  budget.reserved_blocks = reserved_blocks();
+  waiting.begin_scan();
+  while (Sequence* sequence = waiting.next()) {
+    if (static_cast<int64_t>(running.size()) >= options.max_running_requests) return;
+    if (partial || budget.chunk_tokens <= 0 || budget.prefill_tokens <= 0) return;
+    if (must_wait(*sequence)) continue;
+    if (fits_surely_not(*sequence, budget)) return;
+    if (try_admit(*sequence, budget) == Admitted::kStop) return;
+  }
+}
+
+Scheduler::Impl::Admitted Scheduler::Impl::try_admit(Sequence& sequence, Budget& budget) {
+  TokenSpan tokens = sequence.all_tokens();
+  const int64_t total = sequence.num_tokens();
+  const int64_t left = sequence.new_tokens_left();
+  PartialMatch rows;
+  PrefixLease lease = cache.match(sequence.spec.cache_namespace, tokens.first(total - 1), &rows);
+  const int64_t shared = static_cast<int64_t>(lease.blocks.size());
+  const int64_t needed_now = blocks_for(total) - shared;
+  const int64_t wanted = blocks_for(total + std::min(left, kLookaheadTokensMax)) - shared;
+
+  if (cache.available_blocks() - budget.reserved_blocks < wanted) {
+    if (!running.empty()) {
+      cache.abandon(lease);
+      return Admitted::kStop;
+    }
+    // Alone: its prompt and one block more, where it needs one more at all, are enough to begin.
+    int64_t least = std::min(needed_now + 1, blocks_for(total + std::max<int64_t>(left - 1, 0)) - shared);
+    if (cache.available_blocks() < least && rows.num_rows > 0) {
+      cache.copy_done(lease);  // the block to copy from is needed more than its rows
+      rows = {};
+    }
+    if (cache.available_blocks() < least) {
+      cache.abandon(lease);
+      abort_now(sequence, "The request needs KV memory for at least " + std::to_string(total + (left > 1 ? 1 : 0)) +
+                              " tokens, but the pool holds " +
+                              std::to_string(cache.total_blocks() * options.page_size) +
+                              ". Use a shorter input, or a larger max_total_tokens or mem_fraction_static.");
+      return Admitted::kEnded;
+    }
+  }
+  const int64_t matched = lease.tree_tokens + rows.num_rows;
+  const int64_t chunk = chunk_length(matched, total, budget);
+  if (chunk == 0) {
+    cache.abandon(lease);
+    return Admitted::kStop;
+  }
+
+  waiting.remove(sequence);
+  if (sequence.tokens.empty()) sequence.tokens = *sequence.spec.prompt;
+  bool acquired = cache.acquire(needed_now, lease.blocks);
+  TM_CHECK(acquired);
+  if (rows.num_rows > 0) batch.copies.push_back({rows.block, lease.blocks[shared], rows.num_rows});
+  sequence.lease = std::move(lease);
+  sequence.state = SequenceState::kPrefill;
+  sequence.kv_len = matched;
+  if (sequence.cached_tokens < 0) {
+    sequence.cached_tokens = matched;
+    totals.prompt_tokens += total;
+    totals.cached_tokens += matched;
+  }
+  plan.cached_tokens += matched;
+  running.push_back(&sequence);
+  auto it = groups.find(sequence.spec.group);
+  if (it != groups.end() && it->second.prompt == Group::Prompt::kNone) {
+    it->second.prompt = Group::Prompt::kComputing;
+    it->second.leader = sequence.spec.id;
+  }
+  if (matched + chunk < total) partial = &sequence;
+  budget.reserved_blocks += wanted - needed_now;
+  add_prefill_row(sequence, chunk, budget);
+  return Admitted::kYes;
+}
+
+// Running sequences of lower priority give way to the first that waits, lowest and youngest first.
+void Scheduler::Impl::preempt() {
+  waiting.begin_scan();
+  Sequence* first = nullptr;
+  while ((first = waiting.next()) && must_wait(*first)) {
+  }
+  if (!first) return;
+  auto fits = [&] {
+    if (static_cast<int64_t>(running.size()) >= options.max_running_requests) return false;
+    Budget budget;
+    budget.reserved_blocks = reserved_blocks();
+    return !fits_surely_not(*first, budget);
+  };
+  std::vector<Sequence*> victims;
+  for (Sequence* sequence : running) {
+    if (sequence->spec.priority < first->spec.priority) victims.push_back(sequence);
+  }
+  std::sort(victims.begin(), victims.end(), [](const Sequence* a, const Sequence* b) {
+    return std::pair(a->spec.priority, b->spec.id) < std::pair(b->spec.priority, a->spec.id);
+  });
+  for (Sequence* victim : victims) {
+    if (fits()) return;
+    retract(*victim);
+    ++totals.preemptions;
+  }
+}
+
+}  // namespace tokenmill

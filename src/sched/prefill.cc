@@ -1,0 +1,126 @@
+// Chunks and decodes as rows of the Batch.
+#include <algorithm>
+#include <limits>
+
+#include "base/check.h"
+#include "sched/scheduler_impl.h"
+
+namespace tokenmill {
+
+Scheduler::Impl::Budget Scheduler::Impl::new_budget() const {
+  Budget budget;
+  budget.chunk_tokens =
+      options.chunked_prefill_size > 0 ? options.chunked_prefill_size : std::numeric_limits<int64_t>::max();
+  budget.prefill_tokens = options.max_prefill_tokens;
+  return budget;
+}
+
+// How much of [begin, end) this step computes; 0: nothing, another step will. A chunk that does not reach the end stops
+// at a block's border where it can.
+int64_t Scheduler::Impl::chunk_length(int64_t begin, int64_t end, const Budget& budget) const {
+  const int64_t length = end - begin;
+  if (options.chunked_prefill_size <= 0) {
+    // A prompt is never cut: one that is over the budget by itself goes alone.
+    return length <= budget.prefill_tokens || plan.prefills == 0 ? length : 0;
+  }
+  int64_t most = std::min(budget.chunk_tokens, budget.prefill_tokens);
+  if (length <= most) return length;
+  int64_t border = (begin + most) / options.page_size * options.page_size;
+  if (border > begin) return border - begin;
+  return plan.prefills == 0 ? most : 0;
+}
+
+void Scheduler::Impl::continue_partial(Budget& budget) {
+  Sequence& sequence = *partial;
+  int64_t chunk = chunk_length(sequence.kv_len, sequence.num_tokens(), budget);
+  TM_CHECK(chunk > 0);
+  if (sequence.kv_len + chunk == sequence.num_tokens()) partial = nullptr;
+  add_prefill_row(sequence, chunk, budget);
+}
+
+void Scheduler::Impl::add_prefill_row(Sequence& sequence, int64_t chunk, Budget& budget) {
+  const int64_t end = sequence.kv_len + chunk;
+  cache.enter(sequence.spec.cache_namespace, sequence.lease, sequence.all_tokens().first(end), batch.step);
+  add_row(sequence, sequence.kv_len, end);
+  if (end == sequence.num_tokens() && sequence.new_tokens_left() > 0) add_sampling_row(sequence);
+  if (options.chunked_prefill_size > 0) budget.chunk_tokens -= chunk;
+  budget.prefill_tokens -= chunk;
+  ++plan.prefills;
+  plan.new_tokens += chunk;
+}
+
+void Scheduler::Impl::add_row(Sequence& sequence, int64_t begin, int64_t end) {
+  BatchRow row;
+  row.sequence_id = sequence.spec.id;
+  row.q_len = static_cast<int32_t>(end - begin);
+  row.kv_len = static_cast<int32_t>(end);
+  row.token_begin = static_cast<int32_t>(batch.tokens.size());
+  row.block_begin = static_cast<int32_t>(batch.block_tables.size());
+  row.num_blocks = static_cast<int32_t>(blocks_for(end));
+  const std::vector<int32_t>& blocks = sequence.lease.blocks;
+  TM_CHECK(row.q_len > 0 && row.num_blocks <= static_cast<int64_t>(blocks.size()));
+  batch.tokens.insert(batch.tokens.end(), sequence.tokens.begin() + begin, sequence.tokens.begin() + end);
+  for (int64_t position = begin; position < end; ++position) {
+    batch.positions.push_back(static_cast<int32_t>(position));
+  }
+  batch.block_tables.insert(batch.block_tables.end(), blocks.begin(), blocks.begin() + row.num_blocks);
+  batch.rows.push_back(row);
+  batch_sequences.push_back(&sequence);
+  sequence.scheduled_len = end;
+  sequence.last_step = batch.step;
+}
+
+// Samples after the last token of the row that was added last.
+void Scheduler::Impl::add_sampling_row(Sequence& sequence) {
+  const SequenceSpec& spec = sequence.spec;
+  if (sequence.has_penalty && sequence.counts.prompt_ids.empty()) {
+    std::vector<int32_t>& ids = sequence.counts.prompt_ids;
+    ids = *spec.prompt;
+    std::sort(ids.begin(), ids.end());
+    ids.erase(std::unique(ids.begin(), ids.end()), ids.end());
+  }
+  SamplingRow row;
+  row.token_index = static_cast<int32_t>(batch.tokens.size()) - 1;
+  row.temperature = spec.temperature;
+  row.top_k = spec.top_k;
+  row.top_p = spec.top_p;
+  row.min_p = spec.min_p;
+  row.frequency_penalty = spec.frequency_penalty;
+  row.presence_penalty = spec.presence_penalty;
+  row.repetition_penalty = spec.repetition_penalty;
+  row.seed = spec.seed;
+  row.sample_index = spec.sample_index;
+  row.position = static_cast<uint32_t>(sequence.num_tokens());
+  if (sequence.has_penalty) row.counts = &sequence.counts;
+  if (!spec.logit_bias.empty()) row.logit_bias = &spec.logit_bias;
+  if (!spec.banned_ids.empty()) row.banned_ids = &spec.banned_ids;
+  row.banned_ids_more = dynamic_bans(sequence);
+  if (spec.allowed_ids) row.allowed_ids = &*spec.allowed_ids;
+  row.want_logprob = spec.want_logprob;
+  row.top_logprobs = spec.top_logprobs;
+  if (!spec.logprob_ids.empty()) row.logprob_ids = &spec.logprob_ids;
+  batch.sampling.push_back(row);
+  batch.sampling_rows.push_back(static_cast<int32_t>(batch.rows.size()) - 1);
+}
+
+// Bans that depend on the output so far: stop ids before min_new_tokens, and the last id of a bad word whose others
+// were just produced. Null: none.
+const std::vector<int32_t>* Scheduler::Impl::dynamic_bans(Sequence& sequence) {
+  const SequenceSpec& spec = sequence.spec;
+  const bool too_early = sequence.num_outputs < spec.min_new_tokens && !spec.stop_ids.empty();
+  if (spec.banned_sequences.empty()) return too_early ? &spec.stop_ids : nullptr;
+  std::vector<int32_t>& bans = sequence.dynamic_bans;
+  bans.clear();
+  if (too_early) bans = spec.stop_ids;
+  for (const std::vector<int32_t>& word : spec.banned_sequences) {
+    const auto before = static_cast<int64_t>(word.size()) - 1;
+    if (before < 0 || before > sequence.num_outputs) continue;
+    if (std::equal(word.begin(), word.end() - 1, sequence.tokens.end() - before)) bans.push_back(word.back());
+  }
+  if (bans.empty()) return nullptr;
+  std::sort(bans.begin(), bans.end());
+  bans.erase(std::unique(bans.begin(), bans.end()), bans.end());
+  return &bans;
+}
+
+}  // namespace tokenmill

@@ -1,0 +1,132 @@
+#include "sched/scheduler.h"
+
+#include <algorithm>
+
+#include "base/check.h"
+#include "sched/scheduler_impl.h"
+
+namespace tokenmill {
+
+Scheduler::Impl::Impl(SchedulerOptions scheduler_options)
+    : options(std::move(scheduler_options)),
+      cache({options.page_size, options.num_blocks, !options.disable_radix_cache}),
+      waiting(options.policy, options.random_seed, options.overtake_max, cache),
+      ratio(options.schedule_conservativeness) {
+  TM_CHECK(options.max_running_requests >= 1 && options.max_prefill_tokens >= 1 && options.decode_log_interval >= 1);
+  last_decode_line_seconds = now();
+}
+
+void Scheduler::Impl::add(std::vector<SequenceSpec> specs) {
+  std::vector<Sequence*> unit;
+  for (SequenceSpec& spec : specs) {
+    TM_CHECK(spec.prompt && !spec.prompt->empty() && spec.max_new_tokens >= 0);
+    auto sequence = std::make_unique<Sequence>();
+    sequence->spec = std::move(spec);
+    const SequenceSpec& own = sequence->spec;
+    if (own.stop_patterns && !own.stop_patterns->empty()) {
+      TM_CHECK(options.token_bytes);
+      sequence->stop_matcher.emplace(own.stop_patterns);
+    }
+    sequence->has_penalty = own.frequency_penalty != 0 || own.presence_penalty != 0 || own.repetition_penalty != 1;
+    unit.push_back(sequence.get());
+    bool is_new = sequences.emplace(own.id, std::move(sequence)).second;
+    TM_CHECK(is_new);
+  }
+  for (const Sequence* sequence : unit) {
+    if (sequence->spec.group != 0) ++groups[sequence->spec.group].members;
+  }
+  for (const Sequence* sequence : unit) {  // a sample alone needs no group
+    auto it = groups.find(sequence->spec.group);
+    if (it != groups.end() && it->second.members == 1) groups.erase(it);
+  }
+  totals.requests += static_cast<int64_t>(unit.size());
+  waiting.add(unit);
+}
+
+void Scheduler::Impl::abort(uint64_t id, const std::string& message) {
+  auto it = sequences.find(id);
+  if (it == sequences.end()) return;
+  Sequence& sequence = *it->second;
+  if (sequence.state != SequenceState::kWaiting && in_flight) {
+    if (!sequence.abort_message) sequence.abort_message = message;
+    return;
+  }
+  abort_now(sequence, message);
+}
+
+const Batch* Scheduler::Impl::schedule() {
+  TM_CHECK(!in_flight);
+  // Each further round has ended a sequence.
+  while (!plan_step()) {
+  }
+  if (batch.rows.empty()) return nullptr;
+  if (plan.prefills > 0) {
+    log_prefill();
+    ++totals.prefill_steps;
+  }
+  ++totals.steps;
+  ++next_step;
+  in_flight = true;
+  return &batch;
+}
+
+bool Scheduler::Impl::plan_step() {
+  batch.step = next_step;
+  batch.tokens.clear();
+  batch.positions.clear();
+  batch.rows.clear();
+  batch.block_tables.clear();
+  batch.copies.clear();
+  batch.sampling.clear();
+  batch.sampling_rows.clear();
+  batch_sequences.clear();
+  plan = {};
+  if (idle()) ratio.reset();
+
+  waiting.refresh();
+  if (options.policy == SchedulePolicy::kPriority) preempt();
+  bool room = true;
+  if (mixes()) room = make_room_for_decodes();
+  plan.running_before = static_cast<int64_t>(running.size()) - (partial ? 1 : 0);
+  Budget budget = new_budget();
+  if (partial) continue_partial(budget);
+  if (!partial && !plan.retracted && !waiting.empty()) admit(budget);
+  if (plan.prefills == 0 && !mixes()) room = make_room_for_decodes();
+  if (plan.prefills == 0 || mixes()) add_decode_rows();
+  return room || !batch.rows.empty() || idle();
+}
+
+void Scheduler::Impl::check_integrity() const {
+  std::vector<const PrefixLease*> leases;
+  for (const auto& [id, sequence] : sequences) {
+    leases.push_back(&sequence->lease);
+    bool is_running = std::find(running.begin(), running.end(), sequence.get()) != running.end();
+    TM_CHECK(is_running == (sequence->state != SequenceState::kWaiting));
+    if (!is_running) TM_CHECK(sequence->lease.blocks.empty() && !sequence->lease.node);
+    TM_CHECK(static_cast<int64_t>(sequence->lease.blocks.size()) >= blocks_for(sequence->kv_len));
+    TM_CHECK(in_flight || (sequence->lease.duplicates.empty() && !sequence->lease.copy_source));
+  }
+  TM_CHECK(sequences.size() == running.size() + static_cast<size_t>(waiting.size()));
+  cache.check_integrity(leases);
+  for (size_t row = 0; in_flight && row < batch.rows.size(); ++row) {
+    const BatchRow& batch_row = batch.rows[row];
+    const std::vector<int32_t>& blocks = batch_sequences[row]->lease.blocks;
+    TM_CHECK(std::equal(blocks.begin(), blocks.begin() + batch_row.num_blocks,
+                        batch.block_tables.begin() + batch_row.block_begin));
+  }
+}
+
+Scheduler::Scheduler(SchedulerOptions options) : impl_(std::make_unique<Impl>(std::move(options))) {}
+Scheduler::~Scheduler() = default;
+void Scheduler::add(std::vector<SequenceSpec> sequences) { impl_->add(std::move(sequences)); }
+void Scheduler::abort(uint64_t sequence_id, const std::string& message) { impl_->abort(sequence_id, message); }
+bool Scheduler::has_work() const { return !impl_->idle(); }
+const Batch* Scheduler::schedule() { return impl_->schedule(); }
+void Scheduler::commit(const StepResult& result) { impl_->commit(result); }
+void Scheduler::fail(uint64_t step, const std::string& message) { impl_->fail(step, message); }
+std::vector<SequenceEvent> Scheduler::take_events() { return std::exchange(impl_->events, {}); }
+bool Scheduler::flush_cache() { return impl_->flush_cache(); }
+SchedulerStats Scheduler::stats() const { return impl_->stats(); }
+void Scheduler::check_integrity() const { impl_->check_integrity(); }
+
+}  // namespace tokenmill

@@ -1,0 +1,128 @@
+// The scheduler's state and the parts of one step; each part has its own file.
+//
+//   schedule():  admission.cc  preemption, waiting → running      decode.cc  room for decodes, retraction
+//                prefill.cc    chunks → rows of the Batch
+//   commit():    finish.cc     tokens → events, ends, cache       scheduler_log.cc  lines and figures
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <unordered_map>
+#include <vector>
+
+#include "cache/radix_cache.h"
+#include "sched/new_token_ratio.h"
+#include "sched/scheduler.h"
+#include "sched/sequence.h"
+#include "sched/waiting_queue.h"
+
+namespace tokenmill {
+
+// A follower waits for a leader that is computing at least this much of their common prefix.
+inline constexpr int64_t kSharedUncommittedMin = 32;
+// Admission looks this many tokens ahead at most.
+inline constexpr int64_t kLookaheadTokensMax = 4096;
+// After a retraction the others have room for about this many steps.
+inline constexpr int64_t kRetractDecodeSteps = 20;
+
+struct Scheduler::Impl {
+  explicit Impl(SchedulerOptions scheduler_options);
+
+  // Samples of one request: the first one admitted computes the prompt, the others wait for that.
+  struct Group {
+    int64_t members = 0;
+    uint64_t leader = 0;
+    enum class Prompt { kNone, kComputing, kDone } prompt = Prompt::kNone;
+  };
+  // What this step may still take.
+  struct Budget {
+    int64_t chunk_tokens = 0;    // of prefill; INT64_MAX: chunking is off
+    int64_t prefill_tokens = 0;  // max_prefill_tokens
+    int64_t reserved_blocks = 0;
+  };
+  enum class Admitted { kYes, kEnded, kStop };
+
+  // scheduler.cc
+  void add(std::vector<SequenceSpec> specs);
+  void abort(uint64_t id, const std::string& message);
+  const Batch* schedule();
+  bool plan_step();  // false: a sequence was ended instead, plan again
+  void check_integrity() const;
+  int64_t blocks_for(int64_t tokens) const { return (tokens + options.page_size - 1) / options.page_size; }
+  bool mixes() const { return options.enable_mixed_chunk && options.chunked_prefill_size > 0; }
+  bool idle() const { return running.empty() && waiting.empty(); }
+
+  // admission.cc
+  void admit(Budget& budget);
+  Admitted try_admit(Sequence& sequence, Budget& budget);
+  bool must_wait(const Sequence& sequence) const;
+  bool fits_surely_not(const Sequence& sequence, const Budget& budget) const;
+  int64_t reserved_blocks() const;
+  void preempt();
+
+  // prefill.cc
+  Budget new_budget() const;
+  void continue_partial(Budget& budget);
+  int64_t chunk_length(int64_t begin, int64_t end, const Budget& budget) const;
+  void add_prefill_row(Sequence& sequence, int64_t chunk, Budget& budget);
+  void add_row(Sequence& sequence, int64_t begin, int64_t end);
+  void add_sampling_row(Sequence& sequence);
+  const std::vector<int32_t>* dynamic_bans(Sequence& sequence);
+
+  // decode.cc
+  bool make_room_for_decodes();  // false: the last sequence was ended
+  void add_decode_rows();
+  void retract(Sequence& sequence);
+  void retract_some();
+
+  // finish.cc
+  void commit(const StepResult& result);
+  void fail(uint64_t failed_step, const std::string& message);
+  void commit_rows();
+  void commit_token(Sequence& sequence, const SampledToken& sampled);
+  std::optional<FinishReason> finish_check(Sequence& sequence, int32_t token, SequenceEvent& event);
+  void count_token(Sequence& sequence, int32_t token);
+  void apply_aborts();
+  SequenceEvent event_of(const Sequence& sequence) const;
+  void end_sequence(Sequence& sequence, SequenceEvent event, FinishReason reason, bool keep_in_cache);
+  void abort_now(Sequence& sequence, const std::string& message);
+
+  // scheduler_log.cc
+  double now() const;
+  double token_usage() const;
+  void log(const std::string& line) const;
+  void log_prefill();
+  void log_decode();
+  void log_retraction(int64_t retracted, double ratio_before) const;
+  bool flush_cache();
+  SchedulerStats stats() const;
+
+  SchedulerOptions options;
+  RadixCache cache;
+  WaitingQueue waiting;
+  NewTokenRatio ratio;
+  std::unordered_map<uint64_t, std::unique_ptr<Sequence>> sequences;
+  std::unordered_map<uint64_t, Group> groups;  // of more than one member
+  std::vector<Sequence*> running;              // in order of admission
+  Sequence* partial = nullptr;                 // the one running sequence whose prompt is computed in part
+
+  Batch batch;
+  std::vector<Sequence*> batch_sequences;  // one a row
+  bool in_flight = false;
+  uint64_t next_step = 1;
+  struct {
+    int64_t prefills = 0, decodes = 0;  // rows
+    int64_t new_tokens = 0, cached_tokens = 0;
+    int64_t running_before = 0;
+    bool retracted = false;
+  } plan;  // of this step
+
+  std::vector<SequenceEvent> events;
+  SchedulerStats totals;
+  int64_t logged_new_tokens = 0, logged_cached_tokens = 0;
+  int64_t tokens_since_decode_line = 0;
+  double last_decode_line_seconds = 0;
+};
+
+}  // namespace tokenmill

@@ -1,0 +1,141 @@
+// A device whose K/V are the token ids themselves: the next token is a hash of the prefix that is read back through the
+// block table, so a wrong block, an early free or a stale lease changes the answer.
+//
+// Independent of the scheduler: expected_output() says from the tokens alone what a sequence must produce.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "batch/batch.h"
+#include "sched/sequence_spec.h"
+
+namespace tokenmill::testing {
+
+inline uint64_t hash_step(uint64_t state, uint64_t value) {
+  uint64_t x = state ^ (value + 0x9e3779b97f4a7c15ull + (state << 6) + (state >> 2));
+  x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9ull;
+  x = (x ^ (x >> 27)) * 0x94d049bb133111ebull;
+  return x ^ (x >> 31);
+}
+
+// What decides a draw besides the prefix.
+struct DrawKey {
+  uint64_t seed = 0;
+  uint32_t sample_index = 0, position = 0;
+  int64_t penalty_sum = 0;  // a digest of the output counts, where a penalty is on
+};
+
+// The token drawn after a prefix of this hash; banned(id) tells what may not come.
+template <typename Banned>
+int32_t draw_token(uint64_t prefix_hash, const DrawKey& key, int32_t vocab_size, Banned banned) {
+  uint64_t state = hash_step(hash_step(hash_step(prefix_hash, key.seed), key.sample_index), key.position);
+  state = hash_step(state, static_cast<uint64_t>(key.penalty_sum));
+  for (int attempt = 0; attempt < 1000; ++attempt) {
+    auto token = static_cast<int32_t>(state % static_cast<uint64_t>(vocab_size));
+    if (!banned(token)) return token;
+    state = hash_step(state, 1);
+  }
+  return -1;
+}
+
+class ShadowDevice {
+ public:
+  ShadowDevice(int32_t num_blocks, int32_t page_size, int32_t vocab_size)
+      : page_size_(page_size), vocab_size_(vocab_size), rows_(static_cast<size_t>(num_blocks) * page_size, kPoison) {}
+
+  StepResult run(const Batch& batch) {
+    for (const BlockCopy& copy : batch.copies) {
+      for (int32_t row = 0; row < copy.num_rows; ++row) {
+        slot(copy.target_block, row) = slot(copy.source_block, row);
+      }
+    }
+    // As on a real device, all of the step's K/V are written before any row reads.
+    for (const BatchRow& row : batch.rows) write(batch, row);
+    StepResult result;
+    result.step = batch.step;
+    for (size_t i = 0; i < batch.sampling.size(); ++i) {
+      result.sampled.push_back(sample(batch, batch.rows[batch.sampling_rows[i]], batch.sampling[i]));
+    }
+    return result;
+  }
+
+ private:
+  static constexpr int32_t kPoison = -7;
+
+  int32_t& slot(int32_t block, int32_t row) { return rows_.at(static_cast<size_t>(block) * page_size_ + row); }
+
+  void write(const Batch& batch, const BatchRow& row) {
+    for (int32_t i = 0; i < row.q_len; ++i) {
+      int32_t position = row.kv_len - row.q_len + i;
+      if (batch.positions.at(row.token_begin + i) != position) throw std::logic_error("a token's position is wrong");
+      int32_t block = batch.block_tables.at(row.block_begin + position / page_size_);
+      slot(block, position % page_size_) = batch.tokens.at(row.token_begin + i);
+    }
+  }
+
+  SampledToken sample(const Batch& batch, const BatchRow& row, const SamplingRow& how) {
+    if (how.token_index != row.token_begin + row.q_len - 1) throw std::logic_error("a sampled index is wrong");
+    uint64_t hash = 0;
+    for (int32_t position = 0; position < row.kv_len; ++position) {
+      int32_t block = batch.block_tables.at(row.block_begin + position / page_size_);
+      hash = hash_step(hash, static_cast<uint64_t>(slot(block, position % page_size_)));
+    }
+    DrawKey key{how.seed, how.sample_index, how.position, 0};
+    if (how.counts) {
+      for (auto [id, count] : how.counts->output_ids) key.penalty_sum += (id + 1) * static_cast<int64_t>(count);
+    }
+    auto in = [](const std::vector<int32_t>* ids, int32_t token) {
+      return ids && std::binary_search(ids->begin(), ids->end(), token);
+    };
+    SampledToken sampled;
+    sampled.token = draw_token(hash, key, vocab_size_, [&](int32_t token) {
+      return in(how.banned_ids, token) || in(how.banned_ids_more, token) ||
+             (how.allowed_ids && !in(how.allowed_ids, token));
+    });
+    sampled.invalid = sampled.token < 0;
+    return sampled;
+  }
+
+  int32_t page_size_, vocab_size_;
+  std::vector<int32_t> rows_;
+};
+
+// What a sequence must produce, from its tokens alone (stop patterns apart).
+inline std::vector<int32_t> expected_output(const SequenceSpec& spec, int32_t vocab_size) {
+  uint64_t hash = 0;
+  for (int32_t token : *spec.prompt) hash = hash_step(hash, static_cast<uint64_t>(token));
+  std::vector<int32_t> output;
+  bool penalty = spec.frequency_penalty != 0 || spec.presence_penalty != 0 || spec.repetition_penalty != 1;
+  auto contains = [](const std::vector<int32_t>& ids, int32_t token) {
+    return std::find(ids.begin(), ids.end(), token) != ids.end();
+  };
+  while (static_cast<int64_t>(output.size()) < spec.max_new_tokens) {
+    auto position = static_cast<uint32_t>(spec.prompt->size() + output.size());
+    DrawKey key{spec.seed, spec.sample_index, position, 0};
+    if (penalty) {
+      for (int32_t token : output) key.penalty_sum += token + 1;
+    }
+    bool too_early = static_cast<int64_t>(output.size()) < spec.min_new_tokens;
+    int32_t token = draw_token(hash, key, vocab_size, [&](int32_t id) {
+      if (contains(spec.banned_ids, id) || (too_early && contains(spec.stop_ids, id))) return true;
+      if (spec.allowed_ids && !contains(*spec.allowed_ids, id)) return true;
+      for (const std::vector<int32_t>& word : spec.banned_sequences) {
+        if (word.empty() || word.back() != id || word.size() - 1 > output.size()) continue;
+        if (std::equal(word.begin(), word.end() - 1, output.end() - static_cast<std::ptrdiff_t>(word.size() - 1))) {
+          return true;
+        }
+      }
+      return false;
+    });
+    output.push_back(token);
+    hash = hash_step(hash, static_cast<uint64_t>(token));
+    if (contains(spec.stop_ids, token)) break;
+  }
+  return output;
+}
+
+}  // namespace tokenmill::testing

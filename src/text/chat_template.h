@@ -7,8 +7,8 @@
 namespace tokenmill {
 
 struct ChatTemplateInput {
-  std::string messages_json = "[]";   // list of messages, in the order of their keys
-  std::string kwargs_json = "{}";     // tools, documents, add_generation_prompt, continue_final_message, enable_thinking …
+  std::string messages_json = "[]";  // list of messages, in the order of their keys
+  std::string kwargs_json = "{}";  // tools, documents, add_generation_prompt, continue_final_message, enable_thinking …
   std::string bos_token, eos_token;
   std::optional<std::string> frozen_now;  // strftime_now's clock, "2024-07-26 12:00:00"; nullopt: the real one
 };

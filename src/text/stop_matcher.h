@@ -2,6 +2,11 @@
 //
 // Matching is on bytes, with special tokens spelt out; a match may span any number of tokens and begin in the middle of
 // one. The earliest-ending match wins; of those that end at one byte, the longest.
+//
+// A regex is Rust's syntax (no look-around, no back-references); \b knows ASCII words; it may not match the empty text
+// nor use the end of the text. Where a match may grow without bound, the last kRegexHeldBytesMax bytes are held: a
+// longer match still stops the output, but counts as beginning that many bytes before its end, as what came before is
+// shown.
 #pragma once
 
 #include <cstdint>
@@ -12,6 +17,8 @@
 #include <vector>
 
 namespace tokenmill {
+
+inline constexpr int64_t kRegexHeldBytesMax = 4096;
 
 // Compiled once a request, shared by its samples, immutable.
 class StopPatterns {

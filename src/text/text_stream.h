@@ -1,8 +1,16 @@
 // The one place that turns a request's ids into shown text: the prompt's tail as context, UTF-8 held back, special
-// tokens skipped, stop strings trimmed. The joined deltas always equal the final text.
+// tokens skipped, stop strings trimmed. The joined deltas are the final text, however the ids were cut into appends.
+//
+//   ids    … tail │ settled, no longer needed │ context_begin_ … settled_ … │ pending: ends inside a character
+//   text                shown, gone           │      settled, held bytes    │ not yet text
+//
+// The text of settled ids is decode(tail + output) less decode(tail). One exception, which valid output never meets:
+// a run of byte tokens (Llama 2, Gemma) that was valid so far and shown, and then turns out not to be UTF-8, keeps what
+// was shown, where decode would go back and replace it.
 #pragma once
 
 #include <cstdint>
+#include <deque>
 #include <memory>
 #include <span>
 #include <string>
@@ -14,7 +22,8 @@ namespace tokenmill {
 
 struct TextStreamOptions {
   bool skip_special_tokens = true;
-  bool spaces_between_special_tokens = true;
+  bool spaces_between_special_tokens =
+      true;  // for slow Python tokenizers; tokenizer.json's decoders have no such choice
 };
 
 class TextStream {
@@ -30,10 +39,26 @@ class TextStream {
   std::string finish(int64_t text_end);
 
  private:
+  // Where a stretch of settled text lies in the byte text.
+  struct Piece {
+    int64_t bytes_begin;
+    std::string bytes, text;
+    size_t text_at(int64_t byte) const;  // how much of `text` comes from before that byte
+  };
+
+  void append_id(int32_t id);
+  void settle(bool at_end);
+  std::string show(int64_t byte_limit);
+
   std::shared_ptr<const Tokenizer> tokenizer_;
   TextStreamOptions options_;
-  std::vector<int32_t> ids_;      // prompt tail, then output
-  size_t prefix_begin_ = 0, read_begin_ = 0;
+  std::vector<int32_t> ids_;  // from context_begin_ on: context, then pending
+  size_t settled_ = 0;        // of ids_
+  std::string context_text_;  // decode of the settled ids in ids_
+  std::string pending_bytes_;
+  int64_t bytes_total_ = 0;
+  std::deque<Piece> pieces_;  // settled, not yet shown in full
+  size_t shown_ = 0;          // bytes of the first piece's text
 };
 
 }  // namespace tokenmill

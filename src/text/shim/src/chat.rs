@@ -1,8 +1,8 @@
 //! Chat templates: minijinja set up as Hugging Face sets up jinja2.
 
 use crate::ffi::{guard, TmBytes, TmSlice};
-use minijinja::value::{Kwargs, ValueKind};
 use minijinja::syntax::SyntaxConfig;
+use minijinja::value::{Kwargs, ValueKind};
 use minijinja::{Environment, Error, ErrorKind, Value};
 use std::sync::{Arc, Mutex};
 
@@ -279,6 +279,13 @@ fn environment(now: Option<String>, raised: Arc<Mutex<Option<String>>>) -> Envir
     }
     env.set_fuel(Some(FUEL));
     env.add_filter("tojson", tojson);
+    // As Python has them: None is no iterable, a string and a dict are sequences.
+    env.add_test("iterable", |value: Value| {
+        !matches!(value.kind(), ValueKind::None | ValueKind::Bool | ValueKind::Number)
+    });
+    env.add_test("sequence", |value: Value| {
+        matches!(value.kind(), ValueKind::Seq | ValueKind::Map | ValueKind::String | ValueKind::Undefined)
+    });
     env.add_function("raise_exception", move |message: String| -> Result<Value, Error> {
         if let Ok(mut raised) = raised.lock() {
             *raised = Some(message.clone());
@@ -337,9 +344,11 @@ fn final_text(messages: &serde_json::Value) -> Option<String> {
 fn cut_after_final(rendered: &str, last: &str) -> Result<String, String> {
     let trimmed = last.trim();
     let Some(at) = rendered.rfind(trimmed) else {
-        return Err("continue_final_message is set, but the last message's text does not appear in the rendered chat; \
+        return Err(
+            "continue_final_message is set, but the last message's text does not appear in the rendered chat; \
                     the template changes it"
-            .to_string());
+                .to_string(),
+        );
     };
     let left_trimmed = last.trim_start();
     let end = if rendered[at..].starts_with(left_trimmed) { at + left_trimmed.len() } else { at + trimmed.len() };

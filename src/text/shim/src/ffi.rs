@@ -65,8 +65,7 @@ pub unsafe fn slice<'a, T>(data: *const T, size: usize) -> &'a [T] {
 }
 
 pub fn text<'a>(bytes: &'a [u8], what: &str) -> Result<&'a str, String> {
-    std::str::from_utf8(bytes)
-        .map_err(|e| format!("{what} is not valid UTF-8 (byte {} is wrong)", e.valid_up_to()))
+    std::str::from_utf8(bytes).map_err(|e| format!("{what} is not valid UTF-8 (byte {} is wrong)", e.valid_up_to()))
 }
 
 /// Runs `work`; on failure fills *error and returns None.

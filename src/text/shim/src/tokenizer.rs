@@ -66,9 +66,7 @@ fn decoded_bytes(decoder: &DecoderWrapper, token: String) -> Vec<u8> {
     match decoder {
         DecoderWrapper::ByteLevel(_) => byte_level(&token).unwrap_or_else(|| token.into_bytes()),
         DecoderWrapper::ByteFallback(_) => byte_token(&token).map_or_else(|| token.into_bytes(), |byte| vec![byte]),
-        DecoderWrapper::Metaspace(metaspace) => {
-            token.replace(metaspace.get_replacement(), " ").into_bytes()
-        }
+        DecoderWrapper::Metaspace(metaspace) => token.replace(metaspace.get_replacement(), " ").into_bytes(),
         DecoderWrapper::Replace(_) => single(decoder, token).into_bytes(),
         DecoderWrapper::WordPiece(word_piece) => match token.strip_prefix(&word_piece.prefix) {
             Some(rest) => rest.as_bytes().to_vec(),
@@ -156,9 +154,7 @@ pub unsafe extern "C" fn tm_tokenizer_decode(
     out: *mut TmBytes,
     error: *mut TmBytes,
 ) -> bool {
-    let result = guard(error, || {
-        (*tokenizer).inner.decode(slice(ids, count), skip_special).map_err(|e| e.to_string())
-    });
+    let result = guard(error, || (*tokenizer).inner.decode(slice(ids, count), skip_special).map_err(|e| e.to_string()));
     result.map(|text| out.write(TmBytes::from_vec(text.into_bytes()))).is_some()
 }
 

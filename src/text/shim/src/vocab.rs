@@ -5,13 +5,13 @@ use crate::tokenizer::TmTokenizer;
 use std::collections::HashMap;
 use tokenizers::decoders::{byte_fallback::ByteFallback, fuse::Fuse, sequence::Sequence as Decoders, strip::Strip};
 use tokenizers::models::{bpe::BPE, unigram::Unigram};
+use tokenizers::normalizers::replace::ReplacePattern;
 use tokenizers::normalizers::{Precompiled, Prepend, Replace, Sequence as Normalizers, NFC};
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 use tokenizers::pre_tokenizers::digits::Digits;
 use tokenizers::pre_tokenizers::metaspace::{Metaspace, PrependScheme};
 use tokenizers::pre_tokenizers::sequence::Sequence as PreTokenizers;
 use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
-use tokenizers::normalizers::replace::ReplacePattern;
 use tokenizers::{
     AddedToken, DecoderWrapper, NormalizerWrapper, PreTokenizerWrapper, SplitDelimiterBehavior, Tokenizer,
 };
@@ -78,14 +78,15 @@ impl Vocab<'_> {
 /// How a byte-level BPE splits text before merging, and what else its tokenizer.json sets.
 struct PreTokenizer {
     names: &'static [&'static str],
-    digits: bool,               // each digit alone, before anything else
+    digits: bool,                    // each digit alone, before anything else
     splits: &'static [&'static str], // isolated matches, one after the other; none: GPT-2's own pattern
     nfc: bool,
     ignore_merges: bool, // a piece that is a token is that token, whatever the merges say
 }
 
 const LLAMA3_SPLIT: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
-const QWEN2_SPLIT: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+const QWEN2_SPLIT: &str =
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 const GPT4O_SPLIT: &str = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 const TEKKEN_SPLIT: &str = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 const DEEPSEEK3_WORDS: &str = r##"[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+| ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"##;
@@ -122,13 +123,7 @@ const PRE_TOKENIZERS: &[PreTokenizer] = &[
         nfc: false,
         ignore_merges: false,
     },
-    PreTokenizer {
-        names: &["qwen2"],
-        digits: false,
-        splits: &[QWEN2_SPLIT],
-        nfc: true,
-        ignore_merges: false,
-    },
+    PreTokenizer { names: &["qwen2"], digits: false, splits: &[QWEN2_SPLIT], nfc: true, ignore_merges: false },
     PreTokenizer {
         names: &["stablelm2", "deepseek-r1-qwen", "megrez"],
         digits: false,
@@ -136,13 +131,7 @@ const PRE_TOKENIZERS: &[PreTokenizer] = &[
         nfc: false,
         ignore_merges: false,
     },
-    PreTokenizer {
-        names: &["tekken"],
-        digits: false,
-        splits: &[TEKKEN_SPLIT],
-        nfc: false,
-        ignore_merges: true,
-    },
+    PreTokenizer { names: &["tekken"], digits: false, splits: &[TEKKEN_SPLIT], nfc: false, ignore_merges: true },
     PreTokenizer {
         names: &["gpt-4o", "llama4"],
         digits: false,
@@ -200,7 +189,11 @@ fn byte_level_bpe(vocab: &Vocab) -> Result<Tokenizer, String> {
         merges.push((merge[..at].to_string(), merge[at + 1..].to_string()));
     }
     let ids = vocab.ids()?.into_iter().map(|(token, id)| (token.to_string(), id)).collect();
-    let model = BPE::builder().vocab_and_merges::<tokenizers::models::bpe::Vocab>(ids, merges).ignore_merges(rule.ignore_merges).build().map_err(err)?;
+    let model = BPE::builder()
+        .vocab_and_merges::<tokenizers::models::bpe::Vocab>(ids, merges)
+        .ignore_merges(rule.ignore_merges)
+        .build()
+        .map_err(err)?;
     let mut tokenizer = Tokenizer::new(model);
     if rule.nfc {
         tokenizer.with_normalizer(Some(NFC)).map_err(err)?;
@@ -233,12 +226,15 @@ fn merges_from_scores(vocab: &Vocab, ids: &HashMap<&str, u32>) -> Vec<(String, S
         if !matches!(vocab.kind_of(id), TYPE_NORMAL | TYPE_USER_DEFINED) {
             continue; // never the result of a merge
         }
+        // Converters write a placeholder for what users defined; SentencePiece takes it before all else.
+        let user_defined = vocab.kind_of(id) == TYPE_USER_DEFINED;
+        let score = if user_defined { f32::INFINITY } else { vocab.scores[id] };
         let chars = token.chars().count();
         for (left_chars, (at, _)) in token.char_indices().enumerate().skip(1) {
             let parts = token.split_at(at);
             if let (Some(&left), Some(&right)) = (ids.get(parts.0), ids.get(parts.1)) {
                 merges.push(Merge {
-                    score: vocab.scores[id],
+                    score,
                     parts,
                     ids: (left, right),
                     chars: (left_chars, chars - left_chars),
@@ -262,7 +258,10 @@ fn sentencepiece_bpe(vocab: &Vocab) -> Result<Tokenizer, String> {
     let merges = merges_from_scores(vocab, &ids);
     let owned = ids.iter().map(|(token, &id)| (token.to_string(), id)).collect();
     let byte_fallback = ids.contains_key("<0x00>") && ids.contains_key("<0xFF>");
-    let mut builder = BPE::builder().vocab_and_merges::<tokenizers::models::bpe::Vocab>(owned, merges).fuse_unk(true).byte_fallback(byte_fallback);
+    let mut builder = BPE::builder()
+        .vocab_and_merges::<tokenizers::models::bpe::Vocab>(owned, merges)
+        .fuse_unk(true)
+        .byte_fallback(byte_fallback);
     if let Some(unknown) = vocab.unknown() {
         builder = builder.unk_token(unknown.clone());
     }
@@ -357,7 +356,11 @@ unsafe fn build(raw: &TmVocab) -> Result<TmTokenizer, String> {
     add_tokens(&mut tokenizer, &vocab)?;
     let id = |wanted: bool, id: i64| -> Vec<u32> {
         let in_range = id >= 0 && (id as u64) < vocab.tokens.len() as u64;
-        if wanted && in_range { vec![id as u32] } else { Vec::new() }
+        if wanted && in_range {
+            vec![id as u32]
+        } else {
+            Vec::new()
+        }
     };
     TmTokenizer::new(tokenizer, id(raw.add_bos, raw.bos_id), id(raw.add_eos, raw.eos_id))
 }

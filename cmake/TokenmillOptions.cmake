@@ -26,7 +26,11 @@ if(CCACHE_PROGRAM)
 endif()
 find_program(MOLD_PROGRAM mold)
 if(MOLD_PROGRAM)
-  add_link_options(-fuse-ld=mold)
+  include(CheckLinkerFlag)  # g++ 11 does not know mold
+  check_linker_flag(CXX -fuse-ld=mold TOKENMILL_LINKS_WITH_MOLD)
+  if(TOKENMILL_LINKS_WITH_MOLD)
+    add_link_options(-fuse-ld=mold)
+  endif()
 endif()
 set(CMAKE_RUNTIME_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/bin)
 

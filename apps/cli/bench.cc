@@ -1,6 +1,7 @@
 // tokenmill bench: offline throughput and latency, set beside what this machine can do at most.
 #include <unistd.h>
 #include <CLI/CLI.hpp>
+#include <algorithm>
 #include <cstdio>
 #include <fstream>
 #include <memory>
@@ -70,9 +71,13 @@ double matrix_share(const BenchReport& report, double tokens_per_s) {
   return tokens_per_s * 2 * static_cast<double>(report.model.matrix_parameters) / report.matrix_roof;
 }
 
+// A decode step reads all weights but an embedding that is only looked up; KV is left out.
 double read_share(const BenchReport& report, const DecodeResult& decode) {
   const double steps_per_s = decode.tokens_per_s / static_cast<double>(decode.batch_size);
-  return steps_per_s * static_cast<double>(report.packed_weight_bytes) / report.roofs->read_bytes_per_s;
+  const double read_part =
+      static_cast<double>(report.model.matrix_parameters) / static_cast<double>(report.model.parameters);
+  return steps_per_s * static_cast<double>(report.packed_weight_bytes) * std::min(read_part, 1.0) /
+         report.roofs->read_bytes_per_s;
 }
 
 ordered_json roofs_to_json(const BenchReport& report) {
@@ -181,7 +186,7 @@ int run_bench(BenchOptions& options, bool log_level_given) {
   report.load_s = std::chrono::duration<double>(Clock::now() - start).count();
   report.resident_bytes = resident_bytes();
   report.server_info = json::parse(engine.server_info_json());
-  report.packed_weight_bytes = report.server_info.value("weight_bytes", report.model.weight_bytes);
+  report.packed_weight_bytes = report.server_info.at("model").at("weight_bytes").get<int64_t>();
   report.num_threads = engine.server_args().num_threads.value_or(1);
   if (!options.no_roofs) {
     note("measuring what the machine can do");

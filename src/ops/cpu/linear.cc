@@ -154,7 +154,7 @@ LinearInputs pack_inputs(CpuBackend& backend, const LinearKernels& kernels, Matr
   inputs.int8_stride = padded_stride(inputs.int8_row_bytes());
   const size_t float32_bytes = needs.float32 ? rows * inputs.float32_stride : 0;
   const size_t rounded_bytes = needs.bfloat16 && !tiles ? rows * inputs.rounded_stride : 0;
-  // Tile loads read whole tiles of 16 rows.
+  // Tile loads read whole tiles of 16 rows, quantised blocks up to one row too many.
   const size_t bfloat16_bytes = needs.bfloat16 && tiles ? (rows + 15) * inputs.bfloat16_stride : 0;
   const size_t int8_bytes = needs.int8 ? (rows + 15) * inputs.int8_stride : 0;
   std::byte* next = backend.shared_scratch(float32_bytes + rounded_bytes + bfloat16_bytes + int8_bytes);

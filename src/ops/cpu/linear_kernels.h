@@ -16,6 +16,7 @@ struct Block {
   size_t input_stride;
   float* c[4];  // first row
   int64_t c_stride;
+  int64_t rows;  // quantized_block: how many of the R rows to store
   int64_t k;
   const TileJob* job;
 };
@@ -351,7 +352,9 @@ TM_KERNEL void quantized_block(const Block& block, const ExpandedUnit& unit) {
     }
   }
 #pragma GCC unroll 16
-  for (int r = 0; r < R; ++r) store(block.c[0] + r * block.c_stride, acc[r]);
+  for (int r = 0; r < R; ++r) {
+    if (r < block.rows) store(block.c[0] + r * block.c_stride, acc[r]);
+  }
 }
 
 // --- drivers --------------------------------------------------------------------------------------------------------
@@ -362,6 +365,7 @@ inline Block make_block(const TileJob& job, const std::byte* inputs, size_t inpu
   Block block;
   block.inputs = inputs + static_cast<size_t>(row) * input_stride;
   block.input_stride = input_stride;
+  block.rows = 0;
   block.c_stride = job.c_stride;
   block.k = job.segment->k;
   block.job = &job;
@@ -413,12 +417,12 @@ void run_quantized(const TileJob& job) {
                                                    static_cast<int>(unit % kUnits), job.scratch);
     int64_t blocks = (rows + kQuantizedRowsMax - 1) / kQuantizedRowsMax;
     for (int64_t row = job.row_begin; row < job.row_end; --blocks) {
-      // An even number of rows; where the last block is odd it begins one row earlier and computes that row again.
-      int64_t count = (job.row_end - row + blocks - 1) / blocks;
-      count += count % 2;
-      const int64_t begin = row + count > job.row_end ? job.row_end - count : row;
-      kBlocks[count / 2 - 1](make_block(job, inputs.int8, inputs.int8_stride, begin, unit, 1), expanded);
-      row = begin + count;
+      // An even number of rows; a row past the end is computed from whatever lies there, and dropped.
+      const int64_t count = (job.row_end - row + blocks - 1) / blocks;
+      Block block = make_block(job, inputs.int8, inputs.int8_stride, row, unit, 1);
+      block.rows = count;
+      kBlocks[(count + 1) / 2 - 1](block, expanded);
+      row += count;
     }
   }
 }

@@ -28,10 +28,12 @@ TM_TARGET_AVX2 inline __attribute__((always_inline)) void load_pair(const std::b
 }
 
 // out[r][0 .. 8) = (rescale ? out[r] * rescale[r] : 0) + a[r][0 .. 2 pairs) * b; b has `columns` columns.
+// The unrolled loops keep their arrays in registers.
 template <bool kBf16, int R>
 TM_TARGET_AVX2 inline __attribute__((always_inline)) void product(const float* a, int64_t a_stride, const std::byte* b,
                                                                   int64_t columns, int pairs, const float* rescale,
                                                                   float* out, int64_t out_stride) {
+#pragma GCC unroll 4
   for (int r = 0; r < R; ++r) {
     const __m256 start = rescale == nullptr
                              ? _mm256_setzero_ps()
@@ -41,15 +43,18 @@ TM_TARGET_AVX2 inline __attribute__((always_inline)) void product(const float* a
   for (int begin = 0; begin < pairs; begin += kPairsPerChunk) {
     const int end = std::min(pairs, begin + kPairsPerChunk);
     __m256 even[R], odd[R];
+#pragma GCC unroll 4
     for (int r = 0; r < R; ++r) even[r] = odd[r] = _mm256_setzero_ps();
     for (int pair = begin; pair < end; ++pair) {
       __m256 b_even, b_odd;
       load_pair<kBf16>(b, columns, pair, b_even, b_odd);
+#pragma GCC unroll 4
       for (int r = 0; r < R; ++r) {
         even[r] = _mm256_fmadd_ps(_mm256_set1_ps(a[r * a_stride + 2 * pair]), b_even, even[r]);
         odd[r] = _mm256_fmadd_ps(_mm256_set1_ps(a[r * a_stride + 2 * pair + 1]), b_odd, odd[r]);
       }
     }
+#pragma GCC unroll 4
     for (int r = 0; r < R; ++r) {
       float* const target = out + r * out_stride;
       _mm256_storeu_ps(target, _mm256_add_ps(_mm256_loadu_ps(target), _mm256_add_ps(even[r], odd[r])));
@@ -177,6 +182,7 @@ TM_TARGET_AVX2 void softmax_tile(const SoftmaxTile& tile, int32_t rows, float* s
     float* const row = scores + int64_t{r} * kTileKeys;
     const __m256 peak = _mm256_set1_ps(maximum[r]);
     __m256 p[4];
+#pragma GCC unroll 4
     for (int part = 0; part < 4; ++part) {
       p[part] = vector_math::exp(_mm256_sub_ps(_mm256_loadu_ps(row + 8 * part), peak));
       _mm256_storeu_ps(row + 8 * part, kBf16 ? round_to_bf16(p[part]) : p[part]);

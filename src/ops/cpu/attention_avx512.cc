@@ -32,13 +32,16 @@ TM_TARGET_AVX512 inline __attribute__((always_inline)) void load_pair(const std:
 
 // out[r][0 .. 16 V) (+)= a[r][0 .. 2 pairs) * b, rows of a `a_stride` apart, of out `out_stride`. b has `columns`
 // columns. With rescale: out[r] is multiplied by rescale[r] first; without, it starts from zero.
+// The unrolled loops keep their arrays in registers.
 template <bool kBf16, int R, int V>
 TM_TARGET_AVX512 inline __attribute__((always_inline)) void product(const float* a, int64_t a_stride,
                                                                     const std::byte* b, int64_t columns, int pairs,
                                                                     const float* rescale, float* out,
                                                                     int64_t out_stride) {
   __m512 total[R][V];
+#pragma GCC unroll 4
   for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 4
     for (int v = 0; v < V; ++v) {
       total[r][v] = rescale == nullptr
                         ? _mm512_setzero_ps()
@@ -48,27 +51,36 @@ TM_TARGET_AVX512 inline __attribute__((always_inline)) void product(const float*
   for (int begin = 0; begin < pairs; begin += kPairsPerChunk) {
     const int end = std::min(pairs, begin + kPairsPerChunk);
     __m512 even[R][V], odd[R][V];
+#pragma GCC unroll 4
     for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 4
       for (int v = 0; v < V; ++v) even[r][v] = odd[r][v] = _mm512_setzero_ps();
     }
     for (int pair = begin; pair < end; ++pair) {
       __m512 b_even[V], b_odd[V];
       // 16 columns take 64 bytes in both layouts: a pair of bf16, or one fp32.
+#pragma GCC unroll 4
       for (int v = 0; v < V; ++v) load_pair<kBf16>(b + 64 * v, columns, pair, b_even[v], b_odd[v]);
+#pragma GCC unroll 4
       for (int r = 0; r < R; ++r) {
         const __m512 a_even = _mm512_set1_ps(a[r * a_stride + 2 * pair]);
         const __m512 a_odd = _mm512_set1_ps(a[r * a_stride + 2 * pair + 1]);
+#pragma GCC unroll 4
         for (int v = 0; v < V; ++v) {
           even[r][v] = _mm512_fmadd_ps(a_even, b_even[v], even[r][v]);
           odd[r][v] = _mm512_fmadd_ps(a_odd, b_odd[v], odd[r][v]);
         }
       }
     }
+#pragma GCC unroll 4
     for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 4
       for (int v = 0; v < V; ++v) total[r][v] = _mm512_add_ps(total[r][v], _mm512_add_ps(even[r][v], odd[r][v]));
     }
   }
+#pragma GCC unroll 4
   for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 4
     for (int v = 0; v < V; ++v) _mm512_storeu_ps(out + r * out_stride + 16 * v, total[r][v]);
   }
 }

@@ -1,0 +1,9 @@
+# The command line as a user runs it, over a tiny model folder.
+if(TARGET tokenmill_cli)
+  find_package(Python3 REQUIRED COMPONENTS Interpreter)
+  add_test(NAME cli_test COMMAND ${Python3_EXECUTABLE} ${CMAKE_SOURCE_DIR}/tests/cli/test_cli.py
+                                 $<TARGET_FILE:tokenmill_cli> ${CMAKE_SOURCE_DIR}/tests/data/tiny/stories260k)
+  set_tests_properties(cli_test PROPERTIES TIMEOUT 300)
+  add_test(NAME tools_test COMMAND ${Python3_EXECUTABLE} ${CMAKE_SOURCE_DIR}/tests/cli/test_tools.py)
+  set_tests_properties(tools_test PROPERTIES TIMEOUT 120)
+endif()

@@ -4,6 +4,7 @@
 #include <algorithm>
 
 #include "base/check.h"
+#include "cache/mutation.h"
 
 namespace tokenmill {
 
@@ -70,7 +71,7 @@ void RadixCache::enter(const std::string& name, PrefixLease& lease, TokenSpan to
 
 void RadixCache::settle(PrefixLease& lease) {
   for (const PrefixLease::Duplicate& duplicate : lease.duplicates) {
-    allocator_.release(lease.blocks[duplicate.index]);
+    if (!mutated(Mutation::kDuplicateFreedEarly)) allocator_.release(lease.blocks[duplicate.index]);
     lease.blocks[duplicate.index] = duplicate.tree_block;
   }
   lease.duplicates.clear();
@@ -109,6 +110,7 @@ void RadixCache::extend(const std::string& name, PrefixLease& lease, TokenSpan t
     if (same < static_cast<int64_t>(child->tokens.size())) child = split(child, same);
     for (size_t i = 0; i < child->blocks.size(); ++i) {
       lease.duplicates.push_back({static_cast<int32_t>(begin / page + i), child->blocks[i]});
+      if (mutated(Mutation::kDuplicateFreedEarly)) allocator_.release(lease.blocks[begin / page + i]);
     }
     node = child;
   }
@@ -150,7 +152,9 @@ void RadixCache::detach_tail(PrefixLease& lease) {
 }
 
 void RadixCache::release_lease(PrefixLease& lease) {
-  for (const PrefixLease::Duplicate& duplicate : lease.duplicates) allocator_.release(lease.blocks[duplicate.index]);
+  for (const PrefixLease::Duplicate& duplicate : lease.duplicates) {
+    if (!mutated(Mutation::kDuplicateFreedEarly)) allocator_.release(lease.blocks[duplicate.index]);
+  }
   const int64_t in_tree = (lease.tree_tokens + page_size() - 1) / page_size();
   for (size_t i = in_tree; i < lease.blocks.size(); ++i) allocator_.release(lease.blocks[i]);
   if (lease.node) {
@@ -177,7 +181,11 @@ void RadixCache::fail(uint64_t step) {
   for (RadixNode* node : failed) {
     TM_CHECK(node->pending_step == step);
     node->pending_step = 0;
-    remove_leaf(node, /*free_blocks=*/true);
+    if (mutated(Mutation::kFailedStepKept)) {
+      update_evictable(node);
+    } else {
+      remove_leaf(node, /*free_blocks=*/true);
+    }
   }
 }
 

@@ -52,6 +52,7 @@ struct PrefixWatch {
   void* owner = nullptr;                             // the caller's
   RadixNode* node = nullptr;                         // the deepest node that is a whole prefix of tokens
   RadixNode* branch = nullptr;                       // its child that matches further in part; null: none
+  int32_t next_token = -1;                           // the token after `node`; -1: none
   PrefixWatch *previous = nullptr, *next = nullptr;  // others with the same node and next token
   bool changed = false;                              // is in changed_watches
 };
@@ -147,6 +148,7 @@ class RadixCache {
   void watches_after_add(RadixNode* parent, RadixNode* child);
   void watches_after_split(RadixNode* parent, RadixNode* upper, RadixNode* child);
   void watches_after_loss(RadixNode* parent, RadixNode* child);
+  void check_watches(const RadixNode* node) const;
   void check_node(const RadixNode* node, std::vector<char>& in_tree, int64_t sums[4]) const;
 
   RadixCacheOptions options_;

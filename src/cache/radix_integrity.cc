@@ -33,6 +33,19 @@ void RadixCache::check_node(const RadixNode* node, std::vector<char>& in_tree, i
   }
 }
 
+// A watch stands where a fresh walk from the root would end.
+void RadixCache::check_watches(const RadixNode* node) const {
+  const RadixNode* root = node;
+  while (!root->is_root()) root = root->parent;
+  for (const auto& [token, head] : node->watches) {
+    TM_CHECK(head && !head->previous);
+    for (const PrefixWatch* watch = head; watch; watch = watch->next) {
+      Place place = descend(const_cast<RadixNode*>(root), watch->tokens, /*committed_only=*/false);
+      TM_CHECK(watch->node == node && place.node == node && watch->matched == node->end + place.rows);
+    }
+  }
+}
+
 void RadixCache::check_integrity(std::span<const PrefixLease* const> leases) const {
   allocator_.check_integrity();
   std::vector<char> owner(allocator_.total_blocks(), 0);  // 1: in the tree, 2: a sequence's own
@@ -46,9 +59,7 @@ void RadixCache::check_integrity(std::span<const PrefixLease* const> leases) con
       TM_CHECK(child->parent == nodes[i]);
       nodes.push_back(child);
     }
-    for (const auto& [token, watch] : nodes[i]->watches) {
-      TM_CHECK(watch && watch->node == nodes[i] && watch->matched >= nodes[i]->end);
-    }
+    check_watches(nodes[i]);
   }
   TM_CHECK(sums[0] == num_nodes_ && sums[1] == tree_blocks_);
   TM_CHECK(sums[2] == locked_blocks_ && sums[3] == locked_tokens_);

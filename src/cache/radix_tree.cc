@@ -2,6 +2,7 @@
 #include <algorithm>
 
 #include "base/check.h"
+#include "cache/mutation.h"
 #include "cache/radix_cache.h"
 
 namespace tokenmill {
@@ -32,7 +33,7 @@ std::pair<RadixNode*, int64_t> RadixCache::nearest_child(const RadixNode* node, 
   auto consider = [&](RadixNode* child) {  // false: no use to look further this way
     int64_t rows = common_prefix(child->first_block(), query);
     if (rows <= best.second) return false;
-    if (committed_only && child->pending_step) return true;
+    if (committed_only && child->pending_step && !mutated(Mutation::kCopyFromUncommitted)) return true;
     best = {child, rows};
     return false;
   };
@@ -116,7 +117,8 @@ RadixNode* RadixCache::split(RadixNode* node, int64_t tokens) {
 }
 
 void RadixCache::remove_leaf(RadixNode* node, bool free_blocks) {
-  TM_CHECK(node->children.empty() && node->locks == 0 && !node->is_root());
+  TM_CHECK(node->children.empty() && !node->is_root());
+  TM_CHECK(node->locks == 0 || mutated(Mutation::kLeaseNotTaken));
   RadixNode* parent = node->parent;
   if (node->evictable) eviction_order_.erase({{node->last_access, node->id}, node});
   node->evictable = false;
@@ -129,7 +131,7 @@ void RadixCache::remove_leaf(RadixNode* node, bool free_blocks) {
   }
   update_evictable(parent);
   watches_after_loss(parent, node);
-  delete node;
+  if (!mutated(Mutation::kLeaseNotTaken)) delete node;  // there, leases still point to it
 }
 
 void RadixCache::lock(RadixNode* node, const RadixNode* above) {
@@ -162,7 +164,8 @@ void RadixCache::touch(RadixNode* node) {
 }
 
 void RadixCache::update_evictable(RadixNode* node) {
-  bool wanted = node->locks == 0 && node->children.empty() && node->pending_step == 0 && !node->is_root();
+  const bool held = node->locks > 0 && !mutated(Mutation::kLeaseNotTaken);
+  bool wanted = !held && node->children.empty() && node->pending_step == 0 && !node->is_root();
   if (wanted == node->evictable) return;
   node->evictable = wanted;
   if (wanted) {

@@ -8,11 +8,6 @@
 namespace tokenmill {
 namespace {
 
-int32_t next_token(const PrefixWatch& watch) {
-  size_t end = static_cast<size_t>(watch.node->end);
-  return end < watch.tokens.size() ? watch.tokens[end] : -1;
-}
-
 void append_list(PrefixWatch* head, std::vector<PrefixWatch*>& out) {
   for (; head; head = head->next) out.push_back(head);
 }
@@ -53,7 +48,9 @@ void RadixCache::hang(PrefixWatch& watch, RadixNode* from) {
   watch.node = place.node;
   watch.branch = place.branch;
   watch.matched = place.node->end + place.rows;
-  PrefixWatch*& head = place.node->watches[next_token(watch)];
+  const auto end = static_cast<size_t>(place.node->end);
+  watch.next_token = end < watch.tokens.size() ? watch.tokens[end] : -1;
+  PrefixWatch*& head = place.node->watches[watch.next_token];
   watch.previous = nullptr;
   watch.next = head;
   if (head) head->previous = &watch;
@@ -65,7 +62,7 @@ void RadixCache::unhang(PrefixWatch& watch) {
   if (watch.previous) {
     watch.previous->next = watch.next;
   } else {
-    auto it = watch.node->watches.find(next_token(watch));
+    auto it = watch.node->watches.find(watch.next_token);
     TM_CHECK(it != watch.node->watches.end() && it->second == &watch);
     it->second = watch.next;
     if (!it->second) watch.node->watches.erase(it);

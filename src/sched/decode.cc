@@ -2,6 +2,7 @@
 #include <algorithm>
 
 #include "base/check.h"
+#include "cache/mutation.h"
 #include "sched/scheduler_impl.h"
 
 namespace tokenmill {
@@ -32,6 +33,13 @@ bool Scheduler::Impl::make_room_for_decodes() {
     if (missing <= 0) continue;
     bool acquired = cache.acquire(missing, sequence->lease.blocks);
     TM_CHECK(acquired);
+  }
+  for (Sequence* sequence : running) {
+    if (!mutated(Mutation::kFreedOneStepEarly)) break;
+    if (sequence->state != SequenceState::kDecode || sequence->new_tokens_left() != 1) continue;
+    std::vector<int32_t> table = sequence->lease.blocks;
+    cache.finish(sequence->spec.cache_namespace, sequence->lease, sequence->all_tokens().first(sequence->kv_len));
+    sequence->lease.blocks = std::move(table);
   }
   return true;
 }

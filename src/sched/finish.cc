@@ -2,6 +2,7 @@
 #include <algorithm>
 
 #include "base/check.h"
+#include "cache/mutation.h"
 #include "sched/scheduler_impl.h"
 
 namespace tokenmill {
@@ -43,6 +44,7 @@ void Scheduler::Impl::end_sequence(Sequence& sequence, SequenceEvent event, Fini
   if (sequence.state == SequenceState::kWaiting) {
     waiting.remove(sequence);
   } else {
+    if (mutated(Mutation::kFreedOneStepEarly) && !sequence.lease.node) sequence.lease.blocks.clear();
     if (keep_in_cache) {
       cache.finish(sequence.spec.cache_namespace, sequence.lease, sequence.all_tokens().first(sequence.kv_len));
     } else {

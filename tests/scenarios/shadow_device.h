@@ -63,6 +63,18 @@ class ShadowDevice {
     return result;
   }
 
+  // A step that failed half-way: what it was to write is garbage.
+  void spoil(const Batch& batch) {
+    for (const BlockCopy& copy : batch.copies) {
+      for (int32_t row = 0; row < copy.num_rows; ++row) slot(copy.target_block, row) = kPoison;
+    }
+    for (const BatchRow& row : batch.rows) {
+      for (int32_t position = row.kv_len - row.q_len; position < row.kv_len; ++position) {
+        slot(batch.block_tables.at(row.block_begin + position / page_size_), position % page_size_) = kPoison;
+      }
+    }
+  }
+
  private:
   static constexpr int32_t kPoison = -7;
 

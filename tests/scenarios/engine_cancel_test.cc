@@ -1,0 +1,144 @@
+// Every way to end a request early: it ends within a step and its KV comes back.
+#include <gtest/gtest.h>
+
+#include <atomic>
+#include <chrono>
+#include <stdexcept>
+#include <thread>
+
+#include "scenarios/shadow_model.h"
+
+namespace tokenmill::testing {
+namespace {
+
+using namespace std::chrono_literals;
+
+ShadowEngineOptions slow_engine() {
+  ShadowEngineOptions options;
+  options.model.on_forward = [](const Batch&) { std::this_thread::sleep_for(1ms); };
+  return options;
+}
+
+// Waits until nothing runs or waits; false when it takes more than five seconds.
+bool becomes_idle(const Engine& engine) {
+  for (int i = 0; i < 5000; ++i) {
+    const auto stats = engine.stats();
+    if (stats.at("running") == 0 && stats.at("queue") == 0 &&
+        stats.at("finished") + stats.at("aborted") == stats.at("requests")) {
+      return true;
+    }
+    std::this_thread::sleep_for(1ms);
+  }
+  return false;
+}
+
+void expect_all_freed(Engine& engine) {
+  ASSERT_TRUE(becomes_idle(engine));
+  EXPECT_TRUE(engine.flush_cache());
+  // Two prompts still fit a pool that leaked nothing.
+  EXPECT_EQ(engine.generate(ids_request({1, 2, 3}, 2))[0].output_ids, shadow_greedy({1, 2, 3}, 2));
+}
+
+TEST(EngineCancel, CallbackReturnsFalse) {
+  Engine engine = make_shadow_engine(slow_engine());
+  Request request = ids_request(random_ids(1, 10), 5000);
+  request.stream = true;
+  std::atomic<int> chunks{0};
+  engine.submit(request, [&](Output&&) { return ++chunks < 3; });
+  expect_all_freed(engine);
+  EXPECT_EQ(chunks, 3);
+  EXPECT_EQ(engine.stats().at("aborted"), 1);
+}
+
+TEST(EngineCancel, CallbackThrows) {
+  std::atomic<int> logged{0};
+  ShadowEngineOptions options = slow_engine();
+  options.on_log = [&](const std::string& line) { logged += line.find("on_output threw") != line.npos; };
+  Engine engine = make_shadow_engine(std::move(options));
+  Request request = ids_request(random_ids(1, 10), 5000);
+  request.stream = true;
+  engine.submit(request, [](Output&&) -> bool { throw std::runtime_error("mine"); });
+  expect_all_freed(engine);
+  EXPECT_EQ(logged, 1);
+}
+
+TEST(EngineCancel, DroppedStream) {
+  Engine engine = make_shadow_engine(slow_engine());
+  {
+    Stream stream = engine.generate_stream({ids_request({1, 2}, 5000), ids_request({3, 4}, 5000)});
+    ASSERT_TRUE(stream.next());
+  }
+  expect_all_freed(engine);
+  EXPECT_EQ(engine.stats().at("aborted"), 2);
+}
+
+TEST(EngineCancel, AbortByIdEndsWithAReason) {
+  Engine engine = make_shadow_engine(slow_engine());
+  Request request = ids_request(random_ids(1, 10), 5000);
+  request.rid = "long";
+  auto waiting = engine.generate_async({request, ids_request({5, 6}, 5)});
+  std::this_thread::sleep_for(20ms);
+  engine.abort("nobody");
+  engine.abort("long");
+  const auto outputs = waiting.get();
+  ASSERT_TRUE(outputs[0].finished());
+  EXPECT_EQ(outputs[0].meta_info.finish_reason->type, FinishReason::Type::kAbort);
+  EXPECT_EQ(static_cast<int64_t>(outputs[0].output_ids.size()), outputs[0].meta_info.completion_tokens);
+  EXPECT_EQ(outputs[1].output_ids, shadow_greedy({5, 6}, 5));
+  expect_all_freed(engine);
+}
+
+TEST(EngineCancel, AbortAll) {
+  ShadowEngineOptions options = slow_engine();
+  options.args.max_running_requests = 2;
+  Engine engine = make_shadow_engine(std::move(options));
+  std::vector<Request> requests;
+  for (uint64_t i = 0; i < 40; ++i) requests.push_back(ids_request(random_ids(i, 6), 1000));
+  auto waiting = engine.generate_async(requests);
+  std::this_thread::sleep_for(20ms);
+  engine.abort_all();
+  for (const Output& output : waiting.get()) {
+    EXPECT_EQ(output.meta_info.finish_reason->type, FinishReason::Type::kAbort);
+  }
+  expect_all_freed(engine);
+}
+
+TEST(EngineCancel, AbortOfAListThatIsStillBeingFed) {
+  ShadowEngineOptions options = slow_engine();
+  options.args.max_running_requests = 1;
+  Engine engine = make_shadow_engine(std::move(options));
+  std::vector<Request> requests;
+  for (uint64_t i = 0; i < 6000; ++i) requests.push_back(ids_request({1, 2, static_cast<int32_t>(i % 250)}, 4));
+  auto waiting = engine.generate_async(requests);
+  engine.abort_all();
+  int64_t ended = 0;
+  for (const Output& output : waiting.get()) ended += output.finished();
+  EXPECT_EQ(ended, 6000);
+  expect_all_freed(engine);
+}
+
+TEST(EngineCancel, FlushWaitsForNobody) {
+  std::vector<std::string> lines;
+  std::mutex mutex;
+  ShadowEngineOptions options = slow_engine();
+  options.on_log = [&](const std::string& line) {
+    const std::lock_guard lock(mutex);
+    lines.push_back(line);
+  };
+  Engine engine = make_shadow_engine(std::move(options));
+  Stream stream = engine.generate_stream(ids_request({1, 2}, 5000));
+  ASSERT_TRUE(stream.next());
+  EXPECT_FALSE(engine.flush_cache());
+  stream.abort();
+  ASSERT_TRUE(becomes_idle(engine));
+  EXPECT_TRUE(engine.flush_cache());
+  const std::lock_guard lock(mutex);
+  const auto has = [&](const char* text) {
+    return std::any_of(lines.begin(), lines.end(), [&](const auto& line) { return line.find(text) != line.npos; });
+  };
+  EXPECT_TRUE(has("TP0] Cache not flushed because there are pending requests. #queue-req: 0, #running-req: 1"));
+  EXPECT_TRUE(has("TP0] Cache flushed successfully!"));
+}
+
+}  // namespace
+}  // namespace tokenmill::testing

@@ -1,0 +1,239 @@
+#include "scenarios/shadow_model.h"
+
+#include <cmath>
+#include <nlohmann/json.hpp>
+#include <stdexcept>
+#include <utility>
+
+#include "engine/engine_impl.h"
+#include "ops/cpu/kv_layout.h"
+#include "scenarios/shadow_device.h"
+
+namespace tokenmill::testing {
+namespace {
+
+constexpr int64_t kHeadDim = 16, kLayers = 2, kHashDigits = 4;
+
+class ShadowModel final : public Model {
+ public:
+  explicit ShadowModel(ShadowOptions options) : options_(std::move(options)) {
+    config_.architecture = "ShadowForCausalLM";
+    config_.hidden_size = kHashDigits;
+    config_.intermediate_size = 1;
+    config_.num_layers = kLayers;
+    config_.vocab_size = options_.vocab_size;
+    config_.num_heads = config_.num_kv_heads = 1;
+    config_.head_dim = kHeadDim;
+    config_.max_position = options_.context_length;
+    config_.layer_window.assign(kLayers, 0);
+    config_.eos_token_ids = options_.eos_token_ids;
+  }
+
+  const ModelConfig& config() const override { return config_; }
+  Packing packing() const override { return options_.packing; }
+  size_t weight_bytes() const override { return 0; }
+  size_t workspace_bytes(int64_t tokens) const override {
+    Workspace measure;
+    measure.take(tokens, 3 * kHeadDim);
+    return measure.bytes_peak();
+  }
+
+  void forward(ForwardContext& context, Matrix hidden) const override {
+    if (options_.on_forward) options_.on_forward(context.batch);
+    const Batch& batch = context.batch;
+    const Matrix qkv = context.workspace.take(hidden.rows, 3 * kHeadDim);
+    for (int64_t t = 0; t < hidden.rows; ++t) write_token(qkv.row<float>(t), batch.tokens[static_cast<size_t>(t)]);
+    for (int64_t layer = 0; layer < kLayers; ++layer) {
+      RopeKvArgs args;
+      args.qkv = qkv;
+      args.q_heads = 1;
+      args.kv = context.kv.layer(layer);
+      context.backend.rope_kv_write(args);
+    }
+    for (const BatchRow& row : batch.rows) hash_row(context, row, hidden);
+  }
+
+  void final_norm(ForwardContext&, Matrix hidden, Matrix out) const override {
+    for (int64_t r = 0; r < hidden.rows; ++r) {
+      std::copy_n(hidden.row<float>(r), kHashDigits, out.row<float>(r));
+    }
+  }
+
+  // A fixed pseudo-random logit a token; greedy decoding takes the largest.
+  void logits(ForwardContext&, Matrix hidden, Matrix out) const override {
+    for (int64_t r = 0; r < hidden.rows; ++r) {
+      uint64_t hash = 0;
+      for (int64_t digit = 0; digit < kHashDigits; ++digit) {
+        hash |= static_cast<uint64_t>(hidden.row<float>(r)[digit]) << (16 * digit);
+      }
+      for (int64_t id = 0; id < out.cols; ++id) out.row<float>(r)[id] = logit(hash, id);
+    }
+  }
+
+  static float logit(uint64_t hash, int64_t id) {
+    return static_cast<float>(hash_step(hash, static_cast<uint64_t>(id)) >> 40) * 0x1p-22f;  // [0, 4)
+  }
+
+ private:
+  // Bytes of the id, which bf16 holds exactly, in k and, in another order, in v.
+  static void write_token(float* qkv, int32_t token) {
+    std::fill_n(qkv, 3 * kHeadDim, 0.0f);
+    for (int byte = 0; byte < 3; ++byte) {
+      const auto value = static_cast<float>(token >> (8 * byte) & 255);
+      qkv[kHeadDim + byte] = value;
+      qkv[2 * kHeadDim + 15 - byte] = value;
+    }
+  }
+
+  static int32_t read_id(const KvLayout& layout, const std::byte* values, bool reversed) {
+    int32_t id = 0;
+    for (int byte = 0; byte < 3; ++byte) {
+      const int dim = reversed ? 15 - byte : byte;
+      const float value = layout.dtype == DType::kF32 ? reinterpret_cast<const float*>(values)[dim]
+                                                      : bf16_to_f32(reinterpret_cast<const uint16_t*>(values)[dim]);
+      if (!(value >= 0 && value <= 255)) return -1;
+      id |= static_cast<int32_t>(value) << (8 * byte);
+    }
+    return id;
+  }
+
+  // The token whose K and V lie in this slot, -1 where the two or the layers do not agree.
+  static int32_t read_token(ForwardContext& context, int32_t block, int32_t row) {
+    int32_t found = -2;
+    for (int64_t l = 0; l < kLayers; ++l) {
+      const KvLayer& kv = context.kv.layer(l);
+      const KvLayout layout(kv);
+      const std::byte* const tile = kv.base + block * kv.block_bytes + layout.tile_offset(0, row);
+      alignas(64) std::byte key[kHeadDim * sizeof(float)], value[kHeadDim * sizeof(float)];
+      copy_k_rows(layout, tile, layout.tile_keys, row % layout.tile_keys, key, 1, 0, 1);
+      copy_v_rows(layout, tile + layout.tile_bytes(), layout.tile_keys, row % layout.tile_keys, value, 1, 0, 1);
+      const int32_t id = read_id(layout, key, false);
+      if (id != read_id(layout, value, true) || (found != -2 && id != found)) return -1;
+      found = id;
+    }
+    return found;
+  }
+
+  static void hash_row(ForwardContext& context, const BatchRow& row, Matrix hidden) {
+    const int32_t page = context.kv.shape().page_size;
+    uint64_t hash = 0;
+    for (int32_t position = 0; position < row.kv_len; ++position) {
+      const int32_t block = context.batch.block_tables[static_cast<size_t>(row.block_begin + position / page)];
+      hash = hash_step(hash, static_cast<uint64_t>(read_token(context, block, position % page)));
+      const int32_t q = position - (row.kv_len - row.q_len);
+      if (q < 0) continue;
+      for (int64_t digit = 0; digit < kHashDigits; ++digit) {
+        hidden.row<float>(row.token_begin + q)[digit] = static_cast<float>(hash >> (16 * digit) & 0xffff);
+      }
+    }
+  }
+
+  ShadowOptions options_;
+  ModelConfig config_;
+};
+
+}  // namespace
+
+std::unique_ptr<Model> make_shadow_model(ShadowOptions options) {
+  return std::make_unique<ShadowModel>(std::move(options));
+}
+
+std::vector<int32_t> shadow_greedy(std::vector<int32_t> prompt, int64_t tokens, int64_t vocab_size) {
+  uint64_t hash = 0;
+  for (const int32_t id : prompt) hash = hash_step(hash, static_cast<uint64_t>(id));
+  std::vector<int32_t> output;
+  while (static_cast<int64_t>(output.size()) < tokens) {
+    int32_t best = 0;
+    for (int32_t id = 1; id < vocab_size; ++id) {
+      if (ShadowModel::logit(hash, id) > ShadowModel::logit(hash, best)) best = id;
+    }
+    output.push_back(best);
+    hash = hash_step(hash, static_cast<uint64_t>(best));
+  }
+  return output;
+}
+
+std::shared_ptr<const Tokenizer> make_byte_tokenizer() {
+  // GPT-2's map from bytes to printable characters.
+  nlohmann::json vocab = nlohmann::json::object();
+  int next = 256;
+  for (int byte = 0; byte < 256; ++byte) {
+    const bool printable = (byte >= 33 && byte <= 126) || (byte >= 161 && byte <= 172) || byte >= 174;
+    const int point = printable ? byte : next++;
+    std::string text;
+    if (point < 0x80) {
+      text = static_cast<char>(point);
+    } else {
+      text = {static_cast<char>(0xc0 | point >> 6), static_cast<char>(0x80 | (point & 63))};
+    }
+    vocab[text] = byte;
+  }
+  vocab["<eos>"] = 256;
+  for (int word = 257; word < 512; ++word) vocab["w" + std::to_string(word)] = word;
+  const nlohmann::json tokenizer = {
+      {"version", "1.0"},
+      {"truncation", nullptr},
+      {"padding", nullptr},
+      {"added_tokens",
+       {{{"id", 256},
+         {"content", "<eos>"},
+         {"single_word", false},
+         {"lstrip", false},
+         {"rstrip", false},
+         {"normalized", false},
+         {"special", true}}}},
+      {"normalizer", nullptr},
+      {"pre_tokenizer",
+       {{"type", "ByteLevel"}, {"add_prefix_space", false}, {"trim_offsets", true}, {"use_regex", true}}},
+      {"post_processor", nullptr},
+      {"decoder", {{"type", "ByteLevel"}, {"add_prefix_space", false}, {"trim_offsets", true}, {"use_regex", true}}},
+      {"model",
+       {{"type", "BPE"},
+        {"dropout", nullptr},
+        {"unk_token", nullptr},
+        {"continuing_subword_prefix", nullptr},
+        {"end_of_word_suffix", nullptr},
+        {"fuse_unk", false},
+        {"byte_fallback", false},
+        {"vocab", vocab},
+        {"merges", nlohmann::json::array()}}}};
+  const TempFolder folder;
+  folder.write("tokenizer.json", tokenizer.dump());
+  folder.write(
+      "tokenizer_config.json",
+      R"({"eos_token": "<eos>", "chat_template": "{% for m in messages %}{{ m.role }}:{{ m.content }};{% endfor %}"})");
+  return Tokenizer::from_folder(folder.path());
+}
+
+Engine make_shadow_engine(ShadowEngineOptions options) {
+  options.args.model_path = "shadow";
+  options.args.skip_tokenizer_init = !options.tokenizer;
+  if (!options.args.random_seed) options.args.random_seed = 7;
+  if (!options.args.max_total_tokens) options.args.max_total_tokens = 1 << 16;
+  EngineParts parts;
+  parts.backend = make_cpu_backend({.num_threads = 1, .isa = ""});
+  parts.model = make_shadow_model(std::move(options.model));
+  if (options.tokenizer) parts.tokenizer = make_byte_tokenizer();
+  parts.log_sink = [on_log = std::move(options.on_log)](LogLevel, const std::string& line) {
+    if (on_log) on_log(line);
+  };
+  return make_engine(std::move(options.args), std::move(parts));
+}
+
+std::vector<int32_t> random_ids(uint64_t seed, int64_t count, int64_t vocab_size) {
+  std::vector<int32_t> ids;
+  for (int64_t i = 0; i < count; ++i) {
+    ids.push_back(static_cast<int32_t>(hash_step(seed, static_cast<uint64_t>(i)) % static_cast<uint64_t>(vocab_size)));
+  }
+  return ids;
+}
+
+Request ids_request(std::vector<int32_t> ids, int64_t max_new_tokens) {
+  Request request;
+  request.input_ids = std::move(ids);
+  request.sampling_params.max_new_tokens = max_new_tokens;
+  request.sampling_params.temperature = 0;
+  return request;
+}
+
+}  // namespace tokenmill::testing

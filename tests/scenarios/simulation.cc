@@ -1,0 +1,262 @@
+#include "scenarios/simulation.h"
+
+#include <algorithm>
+
+namespace tokenmill::testing {
+
+void SimulationCounts::add(const SimulationCounts& other) {
+  steps += other.steps;
+  finished += other.finished;
+  aborted += other.aborted;
+  failed_steps += other.failed_steps;
+  retractions += other.retractions;
+  preemptions += other.preemptions;
+  evictions += other.evictions;
+  copies += other.copies;
+  cached_tokens += other.cached_tokens;
+  too_large += other.too_large;
+  mixed_steps += other.mixed_steps;
+}
+
+Simulation::Simulation(const SimulationOptions& options) : options_(options), random_(options.seed) {
+  draw_options();
+  device_ = std::make_unique<ShadowDevice>(config_.num_blocks, config_.page_size, vocab_size_);
+  scheduler_ = std::make_unique<Scheduler>(config_);
+}
+
+int64_t Simulation::draw(int64_t low, int64_t high) {
+  return low + static_cast<int64_t>(random_() % static_cast<uint64_t>(high - low + 1));
+}
+
+bool Simulation::chance(double probability) { return static_cast<double>(random_() >> 11) * 0x1p-53 < probability; }
+
+void Simulation::fail(const std::string& what) const {
+  throw Violation("seed " + std::to_string(options_.seed) + ", step " + std::to_string(counts_.steps) + ": " + what);
+}
+
+void Simulation::draw_options() {
+  static constexpr SchedulePolicy kPolicies[] = {SchedulePolicy::kLpm,       SchedulePolicy::kFcfs,
+                                                 SchedulePolicy::kDfsWeight, SchedulePolicy::kLof,
+                                                 SchedulePolicy::kRandom,    SchedulePolicy::kPriority};
+  config_.page_size = 1 << draw(0, 6);
+  if (chance(0.3)) config_.page_size = 1 << draw(0, 2);  // the small ones find more
+  const int64_t pool_tokens = draw(40, chance(0.5) ? 300 : 1500);
+  config_.num_blocks = static_cast<int32_t>(std::max<int64_t>(4, pool_tokens / config_.page_size));
+  config_.context_length = 1 << 20;
+  config_.max_running_requests = chance(0.2) ? draw(1, 3) : draw(4, 24);
+  config_.max_prefill_tokens = chance(0.5) ? 16384 : draw(8, 200);
+  config_.chunked_prefill_size = chance(0.2) ? -1 : draw(1, chance(0.5) ? 20 : 120);
+  config_.enable_mixed_chunk = chance(0.6);
+  config_.policy = chance(0.4) ? SchedulePolicy::kLpm : kPolicies[draw(0, 5)];
+  config_.schedule_conservativeness = chance(0.3) ? 1.0 : 0.02;  // optimistic: retracts more
+  config_.disable_radix_cache = chance(0.05);
+  config_.overtake_max = draw(0, 20);
+  config_.random_seed = random_();
+  vocab_size_ = static_cast<int32_t>(chance(0.3) ? 3 : draw(10, 1000));
+  add_probability_ = chance(0.5) ? 0.15 : 0.5;
+  abort_probability_ = chance(0.5) ? 0.0 : 0.05;
+  fail_probability_ = chance(0.5) ? 0.0 : 0.02;
+  invalid_probability_ = chance(0.7) ? 0.0 : 0.005;
+  const int64_t capacity = static_cast<int64_t>(config_.num_blocks) * config_.page_size;
+  prompt_max_ = std::max<int64_t>(4, capacity / draw(2, 6));
+  if (chance(0.1)) prompt_max_ = capacity + 10;  // some can never fit
+  new_max_ = std::max<int64_t>(2, capacity / draw(2, 8));
+  for (int64_t family = draw(1, 4); family > 0; --family) {
+    std::vector<int32_t> prefix(draw(1, prompt_max_));
+    for (int32_t& token : prefix) token = static_cast<int32_t>(draw(0, vocab_size_ - 1));
+    families_.push_back(prefix);
+  }
+}
+
+std::vector<int32_t> Simulation::draw_prompt() {
+  std::vector<int32_t> prompt;
+  if (!history_.empty() && chance(0.3)) {
+    prompt = history_[draw(0, static_cast<int64_t>(history_.size()) - 1)];
+  } else if (chance(0.8)) {
+    prompt = families_[draw(0, static_cast<int64_t>(families_.size()) - 1)];
+  }
+  if (chance(0.6)) prompt.resize(draw(0, static_cast<int64_t>(prompt.size())));
+  for (int64_t more = chance(0.2) ? 0 : draw(0, prompt_max_ / 2); more > 0; --more) {
+    prompt.push_back(static_cast<int32_t>(draw(0, vocab_size_ - 1)));
+  }
+  if (static_cast<int64_t>(prompt.size()) > prompt_max_) prompt.resize(prompt_max_);
+  if (prompt.empty()) prompt.push_back(0);
+  return prompt;
+}
+
+SequenceSpec Simulation::draw_spec() {
+  SequenceSpec spec;
+  spec.prompt = std::make_shared<std::vector<int32_t>>(draw_prompt());
+  spec.max_new_tokens = chance(0.05) ? 0 : draw(1, new_max_);
+  spec.min_new_tokens = chance(0.7) ? 0 : draw(0, spec.max_new_tokens);
+  spec.seed = random_() % 3;
+  spec.priority = draw(0, 3);
+  if (chance(0.1)) spec.cache_namespace = "other";
+  auto draw_ids = [&](int64_t n) {
+    std::vector<int32_t> ids;
+    for (; n > 0; --n) ids.push_back(static_cast<int32_t>(draw(0, vocab_size_ - 1)));
+    std::sort(ids.begin(), ids.end());
+    ids.erase(std::unique(ids.begin(), ids.end()), ids.end());
+    return ids;
+  };
+  if (chance(0.3)) spec.stop_ids = draw_ids(vocab_size_ < 10 ? 1 : 3);
+  if (vocab_size_ >= 10) {  // enough ids that never all are banned
+    if (chance(0.1)) spec.banned_ids = draw_ids(2);
+    if (chance(0.1)) spec.banned_sequences = {draw_ids(2), {draw_ids(1)[0], draw_ids(1)[0]}};
+  }
+  if (chance(0.1)) spec.presence_penalty = 0.5f;
+  return spec;
+}
+
+void Simulation::submit() {
+  std::vector<SequenceSpec> unit;
+  for (int64_t requests = chance(0.7) ? 1 : draw(1, 8); requests > 0; --requests) {
+    SequenceSpec spec = draw_spec();
+    const int64_t samples = chance(0.15) ? draw(2, 4) : 1;
+    spec.group = next_group_++;
+    for (int64_t sample = 0; sample < samples; ++sample) {
+      spec.id = next_id_++;
+      spec.sample_index = static_cast<uint32_t>(sample);
+      unit.push_back(spec);
+      Expected expected;
+      expected.spec = spec;
+      expected.output = expected_output(spec, vocab_size_);
+      const int64_t capacity = static_cast<int64_t>(config_.num_blocks) * config_.page_size;
+      const auto slots = static_cast<int64_t>(spec.prompt->size() + expected.output.size());
+      expected.may_be_too_large = slots - 1 > capacity || static_cast<int64_t>(spec.prompt->size()) > capacity;
+      live_.emplace(spec.id, std::move(expected));
+    }
+  }
+  scheduler_->add(std::move(unit));
+}
+
+void Simulation::abort_some() {
+  if (live_.empty() || !chance(abort_probability_)) return;
+  auto it = std::next(live_.begin(), draw(0, static_cast<int64_t>(live_.size()) - 1));
+  it->second.may_abort = true;
+  scheduler_->abort(it->first, "aborted by the test");
+  scheduler_->abort(next_id_ + 1000, "unknown");
+}
+
+void Simulation::check_batch(const Batch& batch) {
+  int64_t prefills = 0, prefill_tokens = 0, decodes = 0;
+  for (const BatchRow& row : batch.rows) {
+    auto it = live_.find(row.sequence_id);
+    if (it == live_.end()) fail("a row of a sequence that is no more");
+    bool decode = row.q_len == 1 && row.kv_len > static_cast<int32_t>(it->second.spec.prompt->size());
+    decode ? ++decodes : ++prefills;
+    if (!decode) prefill_tokens += row.q_len;
+  }
+  if (static_cast<int64_t>(batch.rows.size()) > config_.max_running_requests) fail("more rows than allowed");
+  if (config_.chunked_prefill_size > 0 && prefill_tokens > config_.chunked_prefill_size) fail("a chunk is too long");
+  if (prefills > 1 && prefill_tokens > config_.max_prefill_tokens) fail("more prefill than allowed");
+  if (prefills > 0 && decodes > 0) ++counts_.mixed_steps;
+  counts_.copies += static_cast<int64_t>(batch.copies.size());
+}
+
+void Simulation::check_event(const SequenceEvent& event) {
+  auto it = live_.find(event.sequence_id);
+  if (it == live_.end()) fail("an event of a sequence that has ended");
+  Expected& expected = it->second;
+  const std::string who = "sequence " + std::to_string(event.sequence_id);
+  for (const SampledToken& sampled : event.tokens) {
+    if (expected.received >= expected.output.size()) fail(who + " goes on after its end");
+    if (sampled.token != expected.output[expected.received]) {
+      fail(who + " has a wrong token at " + std::to_string(expected.received));
+    }
+    ++expected.received;
+  }
+  if (event.completion_tokens != static_cast<int64_t>(expected.received)) fail(who + ": completion_tokens");
+  if (event.prompt_tokens != static_cast<int64_t>(expected.spec.prompt->size())) fail(who + ": prompt_tokens");
+  if (event.cached_tokens >= event.prompt_tokens) fail(who + ": the last token was not computed");
+  if (!event.finish) return;
+  if (event.finish->type == FinishReason::Type::kAbort) {
+    ++counts_.aborted;
+    if (expected.may_be_too_large) {
+      ++counts_.too_large;
+    } else if (!expected.may_abort) {
+      fail(who + " was aborted: " + event.finish->message);
+    }
+  } else {
+    ++counts_.finished;
+    counts_.cached_tokens += event.cached_tokens;
+    if (expected.received != expected.output.size()) fail(who + " ended early");
+    const std::vector<int32_t>& stop_ids = expected.spec.stop_ids;
+    bool stopped = !expected.output.empty() &&
+                   std::find(stop_ids.begin(), stop_ids.end(), expected.output.back()) != stop_ids.end();
+    if ((event.finish->type == FinishReason::Type::kStop) != stopped) fail(who + ": finish_reason");
+    if (!stopped && event.finish->length != event.completion_tokens) fail(who + ": finish_reason length");
+    std::vector<int32_t> whole = *expected.spec.prompt;
+    whole.insert(whole.end(), expected.output.begin(), expected.output.end());
+    if (history_.size() < 20) {
+      history_.push_back(whole);
+    } else {
+      history_[draw(0, 19)] = whole;
+    }
+  }
+  live_.erase(it);
+}
+
+void Simulation::step(bool adding) {
+  if (adding && live_.size() < 40 && chance(add_probability_)) submit();
+  if (adding) abort_some();
+  const Batch* batch = scheduler_->schedule();
+  if (options_.check_integrity) scheduler_->check_integrity();
+  if (batch) {
+    check_batch(*batch);
+    ++counts_.steps;
+    if (adding) abort_some();
+    if (chance(fail_probability_)) {
+      device_->spoil(*batch);
+      for (const BatchRow& row : batch->rows) live_.at(row.sequence_id).may_abort = true;
+      scheduler_->fail(batch->step, "the device failed");
+      ++counts_.failed_steps;
+    } else {
+      StepResult result = device_->run(*batch);
+      for (size_t i = 0; i < result.sampled.size(); ++i) {
+        if (!chance(invalid_probability_)) continue;
+        result.sampled[i] = {};
+        result.sampled[i].invalid = true;
+        live_.at(batch->rows[batch->sampling_rows[i]].sequence_id).may_abort = true;
+      }
+      scheduler_->commit(result);
+    }
+    if (options_.check_integrity) scheduler_->check_integrity();
+  }
+  std::vector<SequenceEvent> events = scheduler_->take_events();
+  if (!batch && events.empty() && scheduler_->has_work()) fail("work waits, but nothing runs");
+  for (const SequenceEvent& event : events) check_event(event);
+  if (live_.empty() == scheduler_->has_work()) fail("has_work is wrong");
+}
+
+SimulationCounts Simulation::run() {
+  // Steps without work do not count, so that every world does the steps it was asked for.
+  for (int64_t round = 0; counts_.steps < options_.steps && round < 100 * options_.steps; ++round) step(true);
+  for (int64_t round = 0; scheduler_->has_work(); ++round) {
+    if (round > 100000) fail("does not come to an end");
+    step(false);
+  }
+  SchedulerStats stats = scheduler_->stats();
+  if (stats.blocks_free + stats.blocks_cached != stats.blocks_total) fail("blocks are lost");
+  if (stats.requests != stats.finished + stats.aborted) fail("requests are lost");
+  counts_.retractions = stats.retractions;
+  counts_.preemptions = stats.preemptions;
+  counts_.evictions = stats.evictions;
+  if (!scheduler_->flush_cache()) fail("the cache was not flushed");
+  if (scheduler_->stats().blocks_free != stats.blocks_total) fail("blocks are lost after the flush");
+  scheduler_->check_integrity();
+  return counts_;
+}
+
+SimulationCounts simulate(uint64_t first_seed, int64_t steps, bool check_integrity) {
+  SimulationCounts total;
+  for (uint64_t seed = first_seed; total.steps < steps; ++seed) {
+    SimulationOptions options;
+    options.seed = seed;
+    options.check_integrity = check_integrity;
+    total.add(Simulation(options).run());
+  }
+  return total;
+}
+
+}  // namespace tokenmill::testing

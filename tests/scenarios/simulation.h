@@ -1,0 +1,81 @@
+// A seeded random life of the scheduler against the toy device: shared prefixes, n > 1, aborts, lack of blocks, failing
+// steps, logits that are no numbers. Every output is compared with what the tokens alone demand.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <optional>
+#include <random>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "scenarios/shadow_device.h"
+#include "sched/scheduler.h"
+
+namespace tokenmill::testing {
+
+class Violation : public std::runtime_error {
+ public:
+  using std::runtime_error::runtime_error;
+};
+
+struct SimulationOptions {
+  uint64_t seed = 1;
+  int64_t steps = 500;          // of one world: one pool, one policy
+  bool check_integrity = true;  // after every schedule and commit
+};
+
+struct SimulationCounts {
+  int64_t steps = 0, finished = 0, aborted = 0, failed_steps = 0, retractions = 0, preemptions = 0, evictions = 0,
+          copies = 0, cached_tokens = 0, too_large = 0, mixed_steps = 0;
+  void add(const SimulationCounts& other);
+};
+
+// One world from its seed to the last output. Throws Violation (or InvariantError) when anything is wrong.
+class Simulation {
+ public:
+  explicit Simulation(const SimulationOptions& options);
+  SimulationCounts run();
+
+ private:
+  struct Expected {
+    std::vector<int32_t> output;
+    size_t received = 0;
+    SequenceSpec spec;
+    bool may_abort = false;  // aborted or failed by us
+    bool may_be_too_large = false;
+  };
+
+  void draw_options();
+  int64_t draw(int64_t low, int64_t high);  // inclusive
+  bool chance(double probability);
+  std::vector<int32_t> draw_prompt();
+  SequenceSpec draw_spec();
+  void submit();
+  void abort_some();
+  void step(bool adding);
+  void check_batch(const Batch& batch);
+  void check_event(const SequenceEvent& event);
+  void fail(const std::string& what) const;
+
+  SimulationOptions options_;
+  std::mt19937_64 random_;
+  SchedulerOptions config_;
+  int32_t vocab_size_ = 0;
+  double add_probability_ = 0, abort_probability_ = 0, fail_probability_ = 0, invalid_probability_ = 0;
+  int64_t prompt_max_ = 0, new_max_ = 0;
+  std::vector<std::vector<int32_t>> families_;
+  std::unique_ptr<ShadowDevice> device_;
+  std::unique_ptr<Scheduler> scheduler_;
+  std::map<uint64_t, Expected> live_;
+  std::vector<std::vector<int32_t>> history_;  // prompts and outputs of the past, to be continued
+  uint64_t next_id_ = 1, next_group_ = 1;
+  SimulationCounts counts_;
+};
+
+// As many worlds as it takes for `steps` steps.
+SimulationCounts simulate(uint64_t first_seed, int64_t steps, bool check_integrity);
+
+}  // namespace tokenmill::testing

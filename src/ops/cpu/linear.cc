@@ -45,12 +45,15 @@ struct Pieces {
   };
   static constexpr size_t kSegmentsMax = 8;
   PerSegment segments[kSegmentsMax];
-  int64_t rows = 0, rows_per_piece = 0, row_pieces = 0, count = 0;
+  int64_t rows = 0, rows_per_piece = 0, row_pieces = 0, result_rows = 0, count = 0;
 
   Pieces(const PackedWeight& weight, int64_t rows_of_x, int threads) : rows(rows_of_x) {
     TM_CHECK(weight.segments.size() <= kSegmentsMax);
     row_pieces = ceil_div(rows, kPieceRows);
     rows_per_piece = ceil_div(rows, row_pieces);
+    if (row_pieces > 1) rows_per_piece = ceil_div(rows_per_piece, 32) * 32;
+    row_pieces = ceil_div(rows, rows_per_piece);
+    result_rows = ceil_div(rows_per_piece, 32) * 32;  // the tile unit stores whole tiles
     const int64_t wanted_bytes = rows <= kStreamRows ? kStreamPieceWeightBytes : kPieceWeightBytes;
     for (size_t i = 0; i < weight.segments.size(); ++i) {
       const WeightSegment& segment = weight.segments[i];
@@ -154,8 +157,8 @@ LinearInputs pack_inputs(CpuBackend& backend, const LinearKernels& kernels, Matr
   inputs.int8_stride = padded_stride(inputs.int8_row_bytes());
   const size_t float32_bytes = needs.float32 ? rows * inputs.float32_stride : 0;
   const size_t rounded_bytes = needs.bfloat16 && !tiles ? rows * inputs.rounded_stride : 0;
-  // Tile loads read whole tiles of 16 rows, quantised blocks up to one row too many.
-  const size_t bfloat16_bytes = needs.bfloat16 && tiles ? (rows + 15) * inputs.bfloat16_stride : 0;
+  // Tile loads read whole pairs of tiles of 16 rows, quantised blocks up to one row too many.
+  const size_t bfloat16_bytes = needs.bfloat16 && tiles ? (rows + 31) * inputs.bfloat16_stride : 0;
   const size_t int8_bytes = needs.int8 ? (rows + 15) * inputs.int8_stride : 0;
   std::byte* next = backend.shared_scratch(float32_bytes + rounded_bytes + bfloat16_bytes + int8_bytes);
   const auto take = [&next](size_t bytes) {
@@ -200,7 +203,7 @@ void CpuBackend::linear(const LinearArgs& args) {
   const LinearInputs inputs = pack_inputs(*this, kernels, args.x, args.input_norm, needs);
   const Pieces pieces(weight, args.x.rows, num_threads());
   const size_t scratch_bytes = linear_scratch_bytes(weight.k);
-  const size_t c_bytes = static_cast<size_t>(pieces.rows_per_piece * kPieceTilesMax * kTileRows) * sizeof(float);
+  const size_t c_bytes = static_cast<size_t>(pieces.result_rows * kPieceTilesMax * kTileRows) * sizeof(float);
   pool_.parallel_for(pieces.count, [&](int64_t piece, int worker) {
     TileJob job = pieces.job(weight, piece);
     std::byte* const scratch = worker_scratch(worker, scratch_bytes + c_bytes);
@@ -232,7 +235,7 @@ void CpuBackend::gated_linear(const GatedLinearArgs& args) {
   const LinearInputs inputs = pack_inputs(*this, kernels, args.x, args.input_norm, needs);
   const Pieces pieces(gate, args.x.rows, num_threads());
   const size_t scratch_bytes = linear_scratch_bytes(gate.k);
-  const size_t c_bytes = static_cast<size_t>(pieces.rows_per_piece * kPieceTilesMax * kTileRows) * sizeof(float);
+  const size_t c_bytes = static_cast<size_t>(pieces.result_rows * kPieceTilesMax * kTileRows) * sizeof(float);
   pool_.parallel_for(pieces.count, [&](int64_t piece, int worker) {
     TileJob job = pieces.job(gate, piece);
     std::byte* const scratch = worker_scratch(worker, scratch_bytes + 2 * c_bytes);

@@ -48,6 +48,8 @@ TM_INLINE F int8_to_float(const void* p) {
 TM_INLINE F uint8_to_float(const void* p) {
   return _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64(static_cast<const __m128i*>(p))));
 }
+TM_INLINE I set1_bytes(int value) { return _mm256_set1_epi8(static_cast<char>(value)); }
+TM_INLINE I subtract_bytes(I a, I b) { return _mm256_sub_epi8(a, b); }
 TM_INLINE I low_nibbles(I line) { return _mm256_and_si256(line, _mm256_set1_epi8(15)); }
 TM_INLINE I high_nibbles(I line) { return low_nibbles(_mm256_srli_epi16(line, 4)); }
 TM_INLINE Shift make_shift(int bits) { return _mm_cvtsi32_si128(bits); }

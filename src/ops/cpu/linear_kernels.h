@@ -5,8 +5,7 @@
 // A "unit" is kLanes rows of a tile: the whole tile with AVX-512, half of it with AVX2.
 // No include guard: each including file compiles its own copy.
 
-inline constexpr int kUnits = static_cast<int>(kTileRows) / kLanes;  // a tile
-inline constexpr int kUnitBytes = 64 / kUnits;                       // of each 64-byte line
+#include "ops/cpu/linear_expand.h"
 
 // T units times R rows at a time.
 struct Block {
@@ -108,27 +107,6 @@ TM_KERNEL void bfloat16_block(const Block& block) {
 }
 
 // --- quantised ------------------------------------------------------------------------------------------------------
-// What a kernel must know of a format at compile time. kSignedDot: codes of 8 full bits, whose dot product the AVX2
-// code takes of code - 128 (dot<true>), which leaves no zero to correct.
-template <int kCodeBits_, int kGroup_, bool kMin_, bool kTwoLevel_, bool kFullByte_ = false>
-struct Format {
-  static constexpr int kCodeBits = kCodeBits_, kGroup = kGroup_;
-  static constexpr bool kMin = kMin_, kTwoLevel = kTwoLevel_, kFullByte = kFullByte_;
-};
-
-// Offsets inside a row of int8 inputs.
-struct InputOffsets {
-  size_t scales, minus_sums, scaled_sums;
-};
-inline InputOffsets input_offsets(const LinearInputs& inputs, int group) {
-  return group == 32 ? InputOffsets{inputs.scales(), inputs.minus_sums32(), inputs.scaled_sums32()}
-                     : InputOffsets{inputs.scales(), inputs.minus_sums16(), inputs.scaled_sums16()};
-}
-
-inline int zero_shift(const QuantFormat& format) {
-  return format.code_zero == 0 ? 0 : std::countr_zero(static_cast<unsigned>(format.code_zero));
-}
-
 // acc after one chunk of 32 k: `first` and `second` are the integer dot products of its halves, less the zero's part.
 template <int kGroup, bool kMin>
 TM_INLINE F add_chunk(F acc, I first, I second, const F* scale, const F* min, const std::byte* input,
@@ -157,24 +135,6 @@ TM_INLINE void begin_dots(I& first, I& second, const std::byte* input, const Inp
   } else {
     first = shift_left(broadcast_bits(input + offsets.minus_sums + 8 * chunk), shift);
     second = shift_left(broadcast_bits(input + offsets.minus_sums + 8 * chunk + 4), shift);
-  }
-}
-
-// Scales and minimums of a chunk's groups from a tile's packed form. `block_scales` points at the block's record (of
-// this unit's first row where elements are 2 bytes), `unit` is the unit's number inside the tile.
-template <class Fmt>
-TM_INLINE void load_scales(const std::byte* record, int unit, int chunk_in_block, F d, F dmin, F* scale, F* min) {
-  if (!Fmt::kTwoLevel) {
-    scale[0] = d;
-    min[0] = dmin;
-    return;
-  }
-  constexpr int kGroups = 32 / Fmt::kGroup, kGroupBytes = Fmt::kMin ? 32 : 16, kLevelBytes = Fmt::kMin ? 64 : 32;
-  const std::byte* group = record + kLevelBytes + chunk_in_block * kGroups * kGroupBytes + unit * kLanes;
-#pragma GCC unroll 2
-  for (int g = 0; g < kGroups; ++g, group += kGroupBytes) {
-    scale[g] = mul(d, int8_to_float(group));
-    if (Fmt::kMin) min[g] = negate(mul(dmin, uint8_to_float(group + 16)));
   }
 }
 
@@ -256,58 +216,6 @@ TM_KERNEL void quantized_stream(const Block& block) {
 #pragma GCC unroll 4
     for (int t = 0; t < T; ++t) store(block.c[t] + r * block.c_stride, acc[r][t]);
   }
-}
-
-// A unit of a quantised tile as the blocked kernels want it: codes as bytes, [k / 4][kLanes][4] at the stride of
-// `codes`, scales and minimums as fp32, [k / group][kLanes].
-struct ExpandedUnit {
-  const std::byte* codes;
-  size_t line_stride;  // bytes from 4 k to the next 4
-  const std::byte* scales;
-  const std::byte* mins;
-};
-
-template <class Fmt>
-TM_KERNEL ExpandedUnit expand_unit(const WeightSegment& segment, const std::byte* tile, int unit, std::byte* scratch) {
-  constexpr int kBlockChunks = Fmt::kTwoLevel ? 8 : 1;
-  constexpr int kGroups = 32 / Fmt::kGroup;
-  constexpr int kVectorBytes = 4 * kLanes;
-  const int64_t chunks = segment.k / kChunkValues;
-  ExpandedUnit expanded{tile + unit * kUnitBytes, 64, scratch, scratch + chunks * kGroups * kVectorBytes};
-  std::byte* scales = scratch;
-  std::byte* mins = scratch + chunks * kGroups * kVectorBytes;
-  std::byte* codes = mins + chunks * kGroups * kVectorBytes;
-  if (Fmt::kCodeBits == 4) expanded = {codes, kVectorBytes, expanded.scales, expanded.mins};
-  const std::byte* record = tile + segment.scales_offset;
-  const std::byte* source = tile + unit * kUnitBytes;
-  for (int64_t begin = 0; begin < chunks; begin += kBlockChunks) {
-    const F d = half_to_float(record + 2 * kLanes * unit);
-    const F dmin = Fmt::kMin ? half_to_float(record + 32 + 2 * kLanes * unit) : d;
-    for (int c = 0; c < kBlockChunks; ++c) {
-      F scale[2], min[2];
-      load_scales<Fmt>(record, unit, c, d, dmin, scale, min);
-#pragma GCC unroll 2
-      for (int g = 0; g < kGroups; ++g) {
-        store(scales, scale[g]);
-        scales += kVectorBytes;
-        if (!Fmt::kMin) continue;
-        store(mins, min[g]);
-        mins += kVectorBytes;
-      }
-      if (Fmt::kCodeBits == 8) continue;
-#pragma GCC unroll 4
-      for (int j = 0; j < 4; ++j) {
-        prefetch(source + kPrefetchBytes);
-        const I line = load_bits(source);
-        store_bits(codes + j * kVectorBytes, low_nibbles(line));
-        store_bits(codes + (j + 4) * kVectorBytes, high_nibbles(line));
-        source += 64;
-      }
-      codes += 8 * kVectorBytes;
-    }
-    record += Fmt::kTwoLevel ? (Fmt::kMin ? 64 : 32) + 8 * kGroups * (Fmt::kMin ? 32 : 16) : (Fmt::kMin ? 64 : 32);
-  }
-  return expanded;
 }
 
 // R rows times one expanded unit.
@@ -413,8 +321,8 @@ void run_quantized(const TileJob& job) {
                                                  quantized_block<Fmt, 6>,  quantized_block<Fmt, 8>,
                                                  quantized_block<Fmt, 10>, quantized_block<Fmt, 12>};
   for (int64_t unit = 0; unit < units; ++unit) {
-    const ExpandedUnit expanded = expand_unit<Fmt>(*job.segment, job.segment->tile(job.tile_begin + unit / kUnits),
-                                                   static_cast<int>(unit % kUnits), job.scratch);
+    const ExpandedUnit expanded = expand_unit<Fmt, false>(
+        *job.segment, job.segment->tile(job.tile_begin + unit / kUnits), static_cast<int>(unit % kUnits), job.scratch);
     int64_t blocks = (rows + kQuantizedRowsMax - 1) / kQuantizedRowsMax;
     for (int64_t row = job.row_begin; row < job.row_end; --blocks) {
       // An even number of rows; a row past the end is computed from whatever lies there, and dropped.
@@ -428,33 +336,7 @@ void run_quantized(const TileJob& job) {
 }
 
 void run_quantized_any(const TileJob& job) {
-  switch (job.segment->type) {
-    case WeightType::kQ8_0:
-      return run_quantized<Format<8, 32, false, false, true>>(job);
-    case WeightType::kQ4_0:
-      return run_quantized<Format<4, 32, false, false>>(job);
-    case WeightType::kQ4_1:
-      return run_quantized<Format<4, 32, true, false>>(job);
-    case WeightType::kQ5_0:
-      return run_quantized<Format<8, 32, false, false>>(job);
-    case WeightType::kQ5_1:
-      return run_quantized<Format<8, 32, true, false>>(job);
-    case WeightType::kQ2K:
-      return run_quantized<Format<4, 16, true, true>>(job);
-    case WeightType::kQ3K:
-      return run_quantized<Format<4, 16, false, true>>(job);
-    case WeightType::kQ4K:
-      return run_quantized<Format<4, 32, true, true>>(job);
-    case WeightType::kQ5K:
-      return run_quantized<Format<8, 32, true, true>>(job);
-    case WeightType::kQ6K:
-      return run_quantized<Format<8, 16, false, true>>(job);
-    case WeightType::kF32:
-    case WeightType::kF16:
-    case WeightType::kBF16:
-      break;
-  }
-  TM_CHECK(!"a quantised segment");
+  with_format(job.segment->type, [&job](auto format) { run_quantized<decltype(format)>(job); });
 }
 
 TM_KERNEL void gate_all(float* gate, const float* up, int64_t count, Activation activation) {

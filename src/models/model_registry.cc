@@ -20,7 +20,8 @@ struct Architecture {
 };
 
 constexpr Architecture kArchitectures[] = {
-    {"Gemma3ForCausalLM", load_gemma3}, {"LlamaForCausalLM", load_llama}, {"MistralForCausalLM", load_llama},
+    {"Gemma3ForCausalLM", load_gemma3}, {"Gemma3ForConditionalGeneration", load_gemma3},
+    {"LlamaForCausalLM", load_llama},   {"MistralForCausalLM", load_llama},
     {"Qwen2ForCausalLM", load_llama},   {"Qwen3ForCausalLM", load_llama},
 };
 

@@ -38,13 +38,8 @@ Probe::Probe(std::unique_ptr<Backend> backend, std::unique_ptr<Model> model, con
   runner_ = std::make_unique<ModelRunner>(std::move(backend), std::move(model), runner);
 }
 
-void Probe::begin_batch() {
-  const uint64_t step = batch_.step + 1;
-  batch_ = Batch{};
-  batch_.step = step;
-}
-
-void Probe::add_row(int64_t sequence, std::span<const int32_t> ids) {
+void Probe::add_row(const Piece& piece) {
+  const auto& [sequence, ids] = piece;
   int64_t& length = lengths_.at(static_cast<size_t>(sequence));
   TM_CHECK(length + static_cast<int64_t>(ids.size()) <= int64_t{blocks_per_sequence_} * options_.page_size);
   BatchRow row{.sequence_id = static_cast<uint64_t>(sequence),
@@ -64,7 +59,12 @@ void Probe::add_row(int64_t sequence, std::span<const int32_t> ids) {
   batch_.rows.push_back(row);
 }
 
-ModelRunner::InFlight Probe::run(size_t offset, const OnLogits& on_logits) {
+ModelRunner::InFlight Probe::run(std::span<const Piece> pieces, size_t offset, const OnLogits& on_logits) {
+  const uint64_t step_number = batch_.step + 1;
+  batch_ = Batch{};
+  batch_.step = step_number;
+  batch_.copies = std::exchange(copies_, {});
+  for (const Piece& piece : pieces) add_row(piece);
   ModelRunner::InFlight step = runner_->forward(batch_);
   if (!on_logits) return step;
   const size_t vocab = static_cast<size_t>(runner_->model().config().vocab_size);
@@ -82,20 +82,31 @@ std::vector<float> Probe::feed(int64_t sequence, std::span<const int32_t> ids, c
   TM_CHECK(!ids.empty());
   const size_t chunk = static_cast<size_t>(options_.chunk_tokens);
   for (size_t first = 0;; first += chunk) {
-    const std::span<const int32_t> piece = ids.subspan(first, std::min(chunk, ids.size() - first));
-    begin_batch();
-    add_row(sequence, piece);
-    const ModelRunner::InFlight step = run(first, on_logits);
-    if (first + piece.size() < ids.size()) continue;
-    const int32_t last = static_cast<int32_t>(piece.size()) - 1;
+    const Piece piece{sequence, ids.subspan(first, std::min(chunk, ids.size() - first))};
+    const ModelRunner::InFlight step = run(std::span(&piece, 1), first, on_logits);
+    if (first + piece.ids.size() < ids.size()) continue;
+    const int32_t last = static_cast<int32_t>(piece.ids.size()) - 1;
     return runner_->hidden_states(step, std::span(&last, 1));
   }
 }
 
 void Probe::decode(std::span<const Next> next, const OnLogits& on_logits) {
-  begin_batch();
-  for (const Next& one : next) add_row(one.sequence, std::span(&one.token, 1));
-  run(0, on_logits);
+  std::vector<Piece> pieces;
+  for (const Next& one : next) pieces.push_back({one.sequence, std::span(&one.token, 1)});
+  run(pieces, 0, on_logits);
+}
+
+void Probe::step(std::span<const Piece> pieces, const OnLogits& on_logits) { run(pieces, 0, on_logits); }
+
+void Probe::copy_prefix(int64_t source, int64_t target, int64_t length) {
+  TM_CHECK(source != target && length <= lengths_.at(static_cast<size_t>(source)));
+  const int32_t page = options_.page_size;
+  for (int32_t block = 0; int64_t{block} * page < length; ++block) {
+    copies_.push_back({.source_block = static_cast<int32_t>(source) * blocks_per_sequence_ + block,
+                       .target_block = static_cast<int32_t>(target) * blocks_per_sequence_ + block,
+                       .num_rows = static_cast<int32_t>(std::min<int64_t>(page, length - int64_t{block} * page))});
+  }
+  lengths_.at(static_cast<size_t>(target)) = length;
 }
 
 void Probe::truncate(int64_t sequence, int64_t length) {

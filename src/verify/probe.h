@@ -42,6 +42,15 @@ class Probe {
   // Appends one token to each of several sequences in one step; on_logits gets the index into `next`.
   void decode(std::span<const Next> next, const OnLogits& on_logits);
 
+  struct Piece {
+    int64_t sequence;
+    std::span<const int32_t> ids;
+  };
+  // One step: appends pieces to several sequences at once. on_logits gets the index into all pieces' ids, joined.
+  void step(std::span<const Piece> pieces, const OnLogits& on_logits);
+
+  // Makes `target` begin with the first `length` tokens of `source`: the next step copies their rows.
+  void copy_prefix(int64_t source, int64_t target, int64_t length);
   // Forgets all of a sequence but its first `length` tokens.
   void truncate(int64_t sequence, int64_t length);
   int64_t length(int64_t sequence) const { return lengths_.at(static_cast<size_t>(sequence)); }
@@ -49,16 +58,16 @@ class Probe {
   ModelRunner& runner() { return *runner_; }
 
  private:
-  void begin_batch();
-  void add_row(int64_t sequence, std::span<const int32_t> ids);
-  // Runs the batch; on_logits gets offset + the token's index in it.
-  ModelRunner::InFlight run(size_t offset, const OnLogits& on_logits);
+  void add_row(const Piece& piece);
+  // Runs a step; on_logits gets offset + the token's index in it.
+  ModelRunner::InFlight run(std::span<const Piece> pieces, size_t offset, const OnLogits& on_logits);
 
   ProbeOptions options_;
   int32_t blocks_per_sequence_;
   std::unique_ptr<ModelRunner> runner_;
   std::vector<int64_t> lengths_;
   Batch batch_;
+  std::vector<BlockCopy> copies_;  // of the next step
 };
 
 }  // namespace tokenmill

@@ -8,3 +8,6 @@ tm_test(random_shapes_test SOURCES ${CMAKE_CURRENT_LIST_DIR}/random_shapes_test.
         LIBS tm_runner tm_checkpoint)
 tm_test(rope_test SOURCES ${CMAKE_CURRENT_LIST_DIR}/rope_test.cc ${CMAKE_CURRENT_LIST_DIR}/naive_backend.cc
         LIBS tm_nn)
+tm_test(determinism_test SOURCES ${CMAKE_CURRENT_LIST_DIR}/determinism_test.cc
+        ${CMAKE_CURRENT_LIST_DIR}/quantized_checkpoint.cc ${TM_MODEL_TEST_SUPPORT} LIBS tm_runner tm_checkpoint
+        TIMEOUT 1800)

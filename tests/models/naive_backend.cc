@@ -6,6 +6,7 @@
 #include <stdexcept>
 
 #include "base/check.h"
+#include "ops/dequantize.h"
 
 namespace tokenmill {
 
@@ -17,28 +18,6 @@ struct NaiveWeight final : Weight {
 };
 
 const NaiveWeight& naive(const Weight& weight) { return static_cast<const NaiveWeight&>(weight); }
-
-void read_row(const RawTensor& tensor, int64_t row, float* out) {
-  const std::byte* source = tensor.data + static_cast<size_t>(row) * tensor.row_bytes();
-  for (int64_t i = 0; i < tensor.cols(); ++i) {
-    uint16_t half;
-    switch (tensor.type) {
-      case WeightType::kF32:
-        std::memcpy(&out[i], source + i * 4, 4);
-        break;
-      case WeightType::kF16:
-        std::memcpy(&half, source + i * 2, 2);
-        out[i] = f16_to_f32(half);
-        break;
-      case WeightType::kBF16:
-        std::memcpy(&half, source + i * 2, 2);
-        out[i] = bf16_to_f32(half);
-        break;
-      default:
-        throw std::runtime_error("the naive backend does not read this block format");
-    }
-  }
-}
 
 void norm_row(const float* x, int64_t size, const Norm& norm, float* out) {
   double sum = 0;
@@ -105,7 +84,8 @@ std::unique_ptr<Weight> NaiveBackend::pack(std::span<const RawTensor* const> par
     weight->name += (weight->name.empty() ? "" : "+") + part->name;
     weight->values.resize(static_cast<size_t>((weight->n + part->rows()) * weight->k));
     for (int64_t r = 0; r < part->rows(); ++r) {
-      read_row(*part, r, &weight->values[static_cast<size_t>((weight->n + r) * weight->k)]);
+      dequantize_row(part->type, part->data + static_cast<size_t>(r) * part->row_bytes(), part->cols(),
+                     &weight->values[static_cast<size_t>((weight->n + r) * weight->k)]);
     }
     weight->n += part->rows();
   }

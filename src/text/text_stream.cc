@@ -72,9 +72,10 @@ void TextStream::settle(bool at_end) {
   if (settled_ < ids_.size()) {
     // Special tokens that are to be skipped are not among ids_.
     const std::string whole = tokenizer_->decode(ids_, false);
-    const bool unfinished = whole.ends_with(kReplacement) || count_characters(whole) <= count_characters(context_text_);
+    const std::string_view more = added(context_text_, whole);
+    const bool unfinished = whole.ends_with(kReplacement) || more.empty();
     if (unfinished && !at_end && ids_.size() - settled_ < kPendingIdsMax) return;
-    text = added(context_text_, whole);
+    text = more;
     ids_.erase(ids_.begin(), ids_.begin() + static_cast<std::ptrdiff_t>(settled_));
     settled_ = ids_.size();
     context_text_ = tokenizer_->decode(ids_, false);

@@ -7,7 +7,7 @@ use minijinja::{Environment, Error, ErrorKind, Value};
 use std::sync::{Arc, Mutex};
 
 /// Steps a template may take: hundreds of times what a long chat needs, and a bound for one that loops.
-const FUEL: u64 = 200_000_000;
+const FUEL: u64 = 10_000_000;
 
 #[repr(C)]
 pub struct TmChatInput {

@@ -20,7 +20,7 @@ $(BUILD)/build.ninja: | setup
 configure: setup $(BUILD)/build.ninja
 
 build: configure  ## build build/bin/tokenmill and the example
-	@$(NINJA) --quiet tokenmill_cli offline_batch
+	@$(NINJA) tokenmill_cli offline_batch >&2
 
 demo: build  ## fetch the demo model and run four prompts in four modes
 	@model=$$(tools/fetch_demo_model.py) && $(BUILD)/bin/offline_batch "$$model"

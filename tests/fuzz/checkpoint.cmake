@@ -1,0 +1,3 @@
+tm_test(checkpoint_fuzz_test
+  SOURCES checkpoint_fuzz_test.cc
+  LIBS tm_checkpoint)

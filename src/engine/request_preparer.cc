@@ -175,7 +175,7 @@ std::vector<SequenceSpec> RequestPreparer::prepare(const Request& request, Reque
   state.prompt = std::make_shared<const std::vector<int32_t>>(std::move(ids));
 
   SequenceSpec spec;
-  spec.group = state.number;
+  spec.group = params.n > 1 ? state.number + 1 : 0;  // 0: none
   spec.prompt = state.prompt;
   spec.priority = request.priority;
   spec.max_new_tokens = std::min(params.max_new_tokens.value_or(context), context - prompt_tokens);

@@ -19,10 +19,10 @@ namespace tokenmill::testing {
 struct ShadowOptions {
   int64_t vocab_size = 512;
   int64_t context_length = 16384;
-  std::vector<int32_t> eos_token_ids;
+  std::vector<int32_t> eos_token_ids = {};
   Packing packing = Packing::kBFloat16;
   // Called at the start of every forward pass, on the engine thread; may throw or sleep. May be null.
-  std::function<void(const Batch&)> on_forward;
+  std::function<void(const Batch&)> on_forward = nullptr;
 };
 
 std::unique_ptr<Model> make_shadow_model(ShadowOptions options);
@@ -34,10 +34,10 @@ std::vector<int32_t> shadow_greedy(std::vector<int32_t> prompt, int64_t tokens, 
 std::shared_ptr<const Tokenizer> make_byte_tokenizer();
 
 struct ShadowEngineOptions {
-  ShadowOptions model;
-  ServerArgs args;                                 // model_path is filled in
-  bool tokenizer = false;                          // with make_byte_tokenizer(); else skip_tokenizer_init
-  std::function<void(const std::string&)> on_log;  // every log line; null: dropped
+  ShadowOptions model = {};
+  ServerArgs args;                                           // model_path is filled in
+  bool tokenizer = false;                                    // with make_byte_tokenizer(); else skip_tokenizer_init
+  std::function<void(const std::string&)> on_log = nullptr;  // every log line; null: dropped
 };
 
 Engine make_shadow_engine(ShadowEngineOptions options);

@@ -1,0 +1,159 @@
+// Walks the table of options: statuses, defaults, text in and out, rules and messages.
+#include <gtest/gtest.h>
+
+#include <nlohmann/json.hpp>
+#include <set>
+
+#include "engine/resolve_args.h"
+#include "tokenmill/error.h"
+#include "tokenmill/server_args.h"
+#include "util/expect_error.h"
+
+namespace tokenmill {
+namespace {
+
+ServerArgs valid_args() {
+  ServerArgs args;
+  args.model_path = "model";
+  return args;
+}
+
+// A value of the field's type that is not its default and parses.
+std::string other_value(const ServerArgsField& field) {
+  if (field.type.substr(0, 4) == "bool") return field.default_text == "True" ? "False" : "True";
+  if (field.type.substr(0, 3) == "int") return field.default_text == "2" ? "3" : "2";
+  if (field.type == "float") return field.default_text == "0.5" ? "0.25" : "0.5";
+  return "other";
+}
+
+TEST(ServerArgsTable, EveryFieldHasAPlaceAndAHelp) {
+  std::set<std::string_view> names;
+  for (const ServerArgsField& field : server_args_fields()) {
+    EXPECT_TRUE(names.insert(field.name).second) << field.name;
+    EXPECT_FALSE(field.help.empty()) << field.name;
+    EXPECT_FALSE(field.type.empty()) << field.name;
+    EXPECT_EQ(find_server_args_field(field.name), &field);
+    EXPECT_EQ(field.get(ServerArgs{}), field.default_text) << field.name;
+    EXPECT_TRUE(nlohmann::json::accept(field.get_json(ServerArgs{}))) << field.name;
+  }
+  // A member without a row would be missing from the CLI, the help and the checks: all of them, by size.
+  EXPECT_EQ(names.size(), 59u);
+}
+
+TEST(ServerArgsTable, DefaultsAreTheContracts) {
+  const std::pair<std::string_view, std::string_view> expected[] = {{"mem_fraction_static", "0.88"},
+                                                                    {"chunked_prefill_size", "None"},
+                                                                    {"max_prefill_tokens", "16384"},
+                                                                    {"schedule_policy", "'lpm'"},
+                                                                    {"trust_remote_code", "True"},
+                                                                    {"log_level", "'info'"},
+                                                                    {"decode_log_interval", "40"},
+                                                                    {"watchdog_timeout", "600.0"},
+                                                                    {"stream_interval", "1"},
+                                                                    {"json_model_override_args", "'{}'"},
+                                                                    {"enable_mixed_chunk", "True"},
+                                                                    {"incremental_streaming_output", "True"},
+                                                                    {"max_loras_per_batch", "8"},
+                                                                    {"port", "30000"},
+                                                                    {"load_balance_method", "'round_robin'"}};
+  for (const auto& [name, text] : expected) {
+    ASSERT_NE(find_server_args_field(name), nullptr) << name;
+    EXPECT_EQ(find_server_args_field(name)->default_text, text) << name;
+  }
+}
+
+TEST(ServerArgsTable, SetAndGetAgree) {
+  for (const ServerArgsField& field : server_args_fields()) {
+    ServerArgs args;
+    const std::string text = other_value(field);
+    field.set(args, text);
+    EXPECT_NE(field.get(args), field.default_text) << field.name;
+    // Nothing else has moved.
+    for (const ServerArgsField& other : server_args_fields()) {
+      if (&other == &field) continue;
+      EXPECT_EQ(other.get(args), other.default_text) << field.name << " moved " << other.name;
+    }
+    if (field.type.find("None") != field.type.npos) {
+      field.set(args, "None");
+      EXPECT_EQ(field.get(args), "None") << field.name;
+    }
+  }
+}
+
+TEST(ServerArgsTable, UnbuiltFieldsRaiseForAnyOtherValue) {
+  int unbuilt = 0;
+  for (const ServerArgsField& field : server_args_fields()) {
+    ServerArgs args = valid_args();
+    field.set(args, other_value(field));
+    if (field.status == FieldStatus::kNotBuilt) {
+      ++unbuilt;
+      EXPECT_LOAD_ERROR(args.validate(), ErrorKind::kUnsupported, std::string(field.name), "is not built yet");
+    } else if (field.status == FieldStatus::kServerOnly) {
+      EXPECT_NO_THROW(args.validate()) << field.name;
+    }
+  }
+  EXPECT_GE(unbuilt, 10);
+}
+
+TEST(ServerArgsTable, BadTextNamesTheField) {
+  ServerArgs args;
+  EXPECT_LOAD_ERROR(find_server_args_field("port")->set(args, "80x"), ErrorKind::kValue,
+                    "port must be an integer, got '80x'.");
+  EXPECT_LOAD_ERROR(find_server_args_field("mem_fraction_static")->set(args, "much"), ErrorKind::kValue,
+                    "mem_fraction_static must be a number, got 'much'.");
+  EXPECT_LOAD_ERROR(find_server_args_field("log_requests")->set(args, "yes"), ErrorKind::kValue,
+                    "log_requests must be True or False, got 'yes'.");
+}
+
+TEST(ServerArgsTable, UnknownNames) {
+  EXPECT_EQ(nearest_server_args_field("mem_fraction"), "mem_fraction_static");
+  EXPECT_EQ(nearest_server_args_field("modelpath"), "model_path");
+  EXPECT_EQ(unknown_server_args_field_message("schedule_polic"),
+            "ServerArgs has no field 'schedule_polic'. Did you mean 'schedule_policy'?");
+  for (const char* name : {"attention_backend", "grammar_backend", "triton_attention_reduce_in_fp32"}) {
+    EXPECT_NE(unknown_server_args_field_message(name).find("is not needed here and can be removed"), std::string::npos);
+  }
+}
+
+TEST(ServerArgs, Rules) {
+  const auto rejects = [](auto change, const char* message, ErrorKind kind = ErrorKind::kValue) {
+    ServerArgs args = valid_args();
+    change(args);
+    EXPECT_LOAD_ERROR(args.validate(), kind, message);
+  };
+  EXPECT_NO_THROW(valid_args().validate());
+  rejects([](ServerArgs& a) { a.model_path = ""; }, "model_path is required");
+  rejects([](ServerArgs& a) { a.page_size = 48; }, "page_size must be a power of two from 1 to 64, got 48.");
+  rejects([](ServerArgs& a) { a.page_size = 128; }, "page_size must be a power of two from 1 to 64, got 128.");
+  rejects([](ServerArgs& a) { a.mem_fraction_static = 1.5; }, "mem_fraction_static must be in (0, 1), got 1.5.");
+  rejects([](ServerArgs& a) { a.mem_fraction_static = std::nan(""); }, "mem_fraction_static must be in (0, 1)");
+  rejects([](ServerArgs& a) { a.schedule_policy = "best"; }, "schedule_policy must be one of 'lpm', 'fcfs'");
+  rejects([](ServerArgs& a) { a.num_threads = 0; }, "num_threads must be in [1, 1024], got 0.");
+  rejects([](ServerArgs& a) { a.max_running_requests = 0; }, "max_running_requests must be in [1, 65536], got 0.");
+  rejects([](ServerArgs& a) { a.dtype = "int8"; }, "dtype must be one of 'auto', 'half'");
+  rejects([](ServerArgs& a) { a.log_level = "loud"; }, "log_level must be one of");
+  rejects([](ServerArgs& a) { a.stream_interval = 0; }, "stream_interval must be at least 1, got 0.");
+  rejects([](ServerArgs& a) { a.device = "cuda"; }, "device='cuda' is not built yet", ErrorKind::kUnsupported);
+  rejects([](ServerArgs& a) { a.dtype = "float16"; }, "dtype='float16' is not built yet", ErrorKind::kUnsupported);
+  rejects([](ServerArgs& a) { a.tp_size = 2; }, "tp_size=2 is not built yet", ErrorKind::kUnsupported);
+  rejects([](ServerArgs& a) { a.quantization = "fp8"; }, "quantization='fp8' is not built yet",
+          ErrorKind::kUnsupported);
+}
+
+TEST(ServerArgs, ResolvedAndPrinted) {
+  ServerArgs args = valid_args();
+  args.api_key = "secret";
+  args = resolve_server_args(args);
+  EXPECT_EQ(args.page_size, 32);
+  EXPECT_EQ(args.chunked_prefill_size, 512);
+  EXPECT_EQ(args.max_running_requests, 256);
+  EXPECT_EQ(args.tokenizer_path, "model");
+  EXPECT_EQ(args.device, "cpu");
+  EXPECT_TRUE(args.random_seed.has_value());
+  const std::string text = to_string(args);
+  EXPECT_EQ(text.rfind("ServerArgs(model_path='model', tokenizer_path='model', tokenizer_mode='auto'", 0), 0u) << text;
+  EXPECT_EQ(text.find("secret"), std::string::npos);
+}
+
+}  // namespace
+}  // namespace tokenmill

@@ -14,6 +14,7 @@ namespace {
 constexpr int64_t kPieceWeightBytes = 256 * 1024;
 constexpr int64_t kStreamPieceWeightBytes = 128 * 1024;
 constexpr int64_t kStreamRows = 3;
+constexpr int64_t kStreams = 4;          // tiles that the vector kernels read side by side: no smaller piece
 constexpr int64_t kPieceRows = 96;       // rows of one piece of a large product
 constexpr int64_t kPieceTilesMax = 16;   // bounds a piece's results
 constexpr int64_t kInlineInputs = 8192;  // so many input values are packed by the caller alone: a join costs more
@@ -59,7 +60,7 @@ struct Pieces {
       const WeightSegment& segment = weight.segments[i];
       const int64_t tiles = segment.tiles();
       int64_t per_piece =
-          std::clamp<int64_t>(wanted_bytes / static_cast<int64_t>(segment.tile_bytes), 1, kPieceTilesMax);
+          std::clamp<int64_t>(wanted_bytes / static_cast<int64_t>(segment.tile_bytes), kStreams, kPieceTilesMax);
       if (per_piece > 4) per_piece = per_piece / 4 * 4;
       // At least four pieces a worker where there are tiles enough for pieces of four streams.
       const int64_t fair = tiles / (4 * threads);

@@ -180,7 +180,8 @@ int run_batch(Engine& engine, const std::vector<InputItem>& items, const Generat
   BatchCounts counts;
   const auto start = Clock::now();
   {
-    ProgressBar bar(total, !options.no_progress);
+    // Results and a bar on one terminal would run into each other.
+    ProgressBar bar(total, !options.no_progress && (!options.output.empty() || !is_terminal(stdout)));
     // Tokenising a long list takes its time, so submit() has a thread of its own.
     auto submitted = std::async(std::launch::async, [&engine, &requests, inbox] {
       return engine.submit(std::move(requests), [inbox](Output&& output) {

@@ -71,14 +71,6 @@ bool apply_bias_and_bans(float* logits, int64_t vocab, const SamplingRow& row) {
   return true;
 }
 
-// The kept prefix of the ranking (w descending, id ascending): all weights above `weight`, and those equal to it with
-// an id up to `last_id`.
-struct Cut {
-  float weight = 0;
-  int32_t last_id = std::numeric_limits<int32_t>::max();
-  bool keeps(float w, int64_t id) const { return w > weight || (w == weight && id <= last_id); }
-};
-
 // Weights lie in (0, 1], whose bit patterns ascend with the value: a bucket is an eighth of a binade.
 constexpr int kBucketShift = 20;
 constexpr int kBuckets = (0x3f800000 >> kBucketShift) + 1;
@@ -93,7 +85,8 @@ struct Candidate {
   int32_t id;
 };
 
-// Finds where a descending walk over the ranking ends. Only the bucket in which that happens is sorted.
+// Finds where a descending walk over the ranking ends. Only the bucket in which that happens is sorted, and weights
+// below kUsualLow are looked at only when a walk gets that far.
 class Ranking {
  public:
   Ranking(const float* weights, int64_t vocab, std::byte* scratch)
@@ -101,13 +94,7 @@ class Ranking {
         vocab_(vocab),
         buckets_(reinterpret_cast<Bucket*>(scratch)),
         candidates_(reinterpret_cast<Candidate*>(scratch + kBuckets * sizeof(Bucket))) {
-    std::fill(buckets_, buckets_ + kBuckets, Bucket{});
-    for (int64_t id = 0; id < vocab; ++id) {
-      if (weights[id] <= 0) continue;
-      Bucket& bucket = buckets_[bucket_of(weights[id])];
-      ++bucket.count;
-      bucket.mass += static_cast<double>(weights[id]);
-    }
+    fill_buckets(kUsualLow);
   }
 
   struct End {
@@ -118,30 +105,39 @@ class Ranking {
   End walk(int64_t count, double mass) {
     int64_t kept = 0;
     double kept_mass = 0;
-    int last = 0;
     for (int index = kBuckets - 1; index >= 0; --index) {
+      if (index < bucket_of(low_) && low_ == kUsualLow) fill_buckets(kLowest);
       const Bucket& bucket = buckets_[index];
       if (bucket.count == 0) continue;
-      if (kept + bucket.count < count && kept_mass + bucket.mass < mass) {
-        kept += bucket.count;
-        kept_mass += bucket.mass;
-        last = index;
-        continue;
+      if (kept + bucket.count >= count || kept_mass + bucket.mass >= mass) {
+        return walk_bucket(index, count, mass, kept, kept_mass);
       }
-      return walk_bucket(index, count, mass, kept, kept_mass);
+      kept += bucket.count;
+      kept_mass += bucket.mass;
     }
-    // Everything is kept: the lowest weight that is not zero ends the ranking.
-    return {{std::bit_cast<float>(static_cast<uint32_t>(last) << kBucketShift)}, kept_mass};
+    return {Cut{}, kept_mass};
   }
 
  private:
+  static constexpr float kUsualLow = 0x1p-10f, kLowest = std::numeric_limits<float>::min();
+
+  void fill_buckets(float low) {
+    low_ = low;
+    std::fill(buckets_, buckets_ + kBuckets, Bucket{});
+    visit_between(weights_, vocab_, low, kMore, [this](int64_t, float weight) {
+      Bucket& bucket = buckets_[bucket_of(weight)];
+      ++bucket.count;
+      bucket.mass += static_cast<double>(weight);
+    });
+  }
+
   End walk_bucket(int index, int64_t count, double mass, int64_t kept, double kept_mass) {
     int64_t members = 0;
-    for (int64_t id = 0; id < vocab_; ++id) {
-      if (weights_[id] > 0 && bucket_of(weights_[id]) == index) {
-        candidates_[members++] = {weights_[id], static_cast<int32_t>(id)};
-      }
-    }
+    const auto begin_of = [](int bucket) {
+      return std::bit_cast<float>(static_cast<uint32_t>(bucket) << kBucketShift);
+    };
+    visit_between(weights_, vocab_, std::max(kLowest, begin_of(index)), begin_of(index + 1),
+                  [&](int64_t id, float weight) { candidates_[members++] = {weight, static_cast<int32_t>(id)}; });
     std::sort(candidates_, candidates_ + members, [](const Candidate& a, const Candidate& b) {
       return a.weight > b.weight || (a.weight == b.weight && a.id < b.id);
     });
@@ -153,10 +149,12 @@ class Ranking {
     return {{candidates_[i - 1].weight, candidates_[i - 1].id}, kept_mass};
   }
 
+  static constexpr float kMore = 2;  // above every weight
   const float* weights_;
   int64_t vocab_;
   Bucket* buckets_;
   Candidate* candidates_;
+  float low_ = 0;
 };
 
 // Step 5.
@@ -171,24 +169,37 @@ Cut find_cut(const float* weights, int64_t vocab, double total, const SamplingRo
     cut = by_count.cut;
     if (has_top_p) cut = ranking.walk(count, static_cast<double>(row.top_p) * by_count.mass).cut;
   }
-  if (row.min_p > 0 && row.min_p > cut.weight) cut = {row.min_p, std::numeric_limits<int32_t>::max()};
+  if (row.min_p > 0 && row.min_p > cut.weight) cut = Cut{.weight = row.min_p};
   return cut;
 }
 
-// Step 6. The greatest weight is 1, so something is kept.
-int32_t draw(const float* weights, int64_t vocab, const Cut& cut, double uniform) {
-  double kept_mass = 0;
-  for (int64_t id = 0; id < vocab; ++id) {
-    if (cut.keeps(weights[id], id)) kept_mass += static_cast<double>(weights[id]);
+// Step 6: first by groups of ids, whose sums are kept in scratch, then id by id in the group. The greatest weight is 1,
+// so something is kept.
+constexpr int64_t kDrawGroup = 512;
+
+int32_t draw(const float* weights, int64_t vocab, const Cut& cut, double uniform, std::byte* scratch) {
+  double* const group_mass = reinterpret_cast<double*>(scratch);  // the ranking is done with it
+  const int64_t groups = (vocab + kDrawGroup - 1) / kDrawGroup;
+  double total = 0;
+  for (int64_t group = 0; group < groups; ++group) {
+    const int64_t begin = group * kDrawGroup;
+    total += group_mass[group] = kept_mass(weights, begin, std::min(vocab, begin + kDrawGroup), cut);
   }
-  const double target = uniform * kept_mass;
-  double cumulated = 0;
+  const double target = uniform * total;
+  double before = 0;
+  int64_t chosen = -1;
+  for (int64_t group = 0; group < groups; ++group) {
+    if (group_mass[group] == 0) continue;
+    if (chosen >= 0) before += group_mass[chosen];
+    chosen = group;
+    if (before + group_mass[group] > target) break;
+  }
   int32_t last = -1;
-  for (int64_t id = 0; id < vocab; ++id) {
-    if (weights[id] <= 0 || !cut.keeps(weights[id], id)) continue;
-    cumulated += static_cast<double>(weights[id]);
+  for (int64_t id = chosen * kDrawGroup; id < std::min(vocab, (chosen + 1) * kDrawGroup); ++id) {
+    if (!cut.keeps(weights[id], id)) continue;
+    before += static_cast<double>(weights[id]);
     last = static_cast<int32_t>(id);
-    if (cumulated > target) break;
+    if (before > target) break;
   }
   return last;
 }
@@ -253,7 +264,7 @@ bool sample_row(float* logits, int64_t vocab, const SamplingRow& row, std::byte*
   if (row.temperature > 0) {
     const double total = exponentiate(logits, vocab, peak.value, 1.0f / row.temperature);
     const Cut cut = find_cut(logits, vocab, total, row, scratch);
-    out.token = draw(logits, vocab, cut, uniform_draw(row.seed, row.sample_index, row.position));
+    out.token = draw(logits, vocab, cut, uniform_draw(row.seed, row.sample_index, row.position), scratch);
   }
   if (row.want_logprob) out.logprob = static_cast<float>(static_cast<double>(source[out.token]) - log_sum);
   out.invalid = false;

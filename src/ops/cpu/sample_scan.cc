@@ -130,4 +130,33 @@ TM_TARGET_AVX2 void find_best(const float* values, int64_t n, std::span<std::pai
   std::sort_heap(best.begin(), best.end(), better);
 }
 
+TM_TARGET_AVX2 double kept_mass(const float* weights, int64_t begin, int64_t end, const Cut& cut) {
+  const __m256 border = _mm256_set1_ps(cut.weight);
+  const __m256i after_last = _mm256_set1_epi32(cut.last_id);
+  const __m256i lanes = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+  Sum8 sum = {_mm256_setzero_pd(), _mm256_setzero_pd()};
+  for (int64_t i = begin; i < end; i += 8) {
+    const __m256 weight = end - i >= 8 ? _mm256_loadu_ps(weights + i) : load_tail(weights + i, end - i);
+    const __m256 above = _mm256_cmp_ps(weight, border, _CMP_GT_OQ), equal = _mm256_cmp_ps(weight, border, _CMP_EQ_OQ);
+    if (_mm256_movemask_ps(_mm256_or_ps(above, equal)) == 0) continue;
+    const __m256i ids = _mm256_add_epi32(lanes, _mm256_set1_epi32(static_cast<int32_t>(i)));
+    const __m256 late = _mm256_castsi256_ps(_mm256_cmpgt_epi32(ids, after_last));
+    const __m256 kept = _mm256_or_ps(above, _mm256_andnot_ps(late, equal));
+    add(sum, _mm256_and_ps(weight, kept));
+  }
+  return fold(sum);
+}
+
+TM_TARGET_AVX2 int64_t next_group(const float* weights, int64_t n, int64_t begin, float low) {
+  const __m256 lowest = _mm256_set1_ps(low);
+  int64_t i = begin;
+  for (; i + 8 <= n; i += 8) {
+    if (_mm256_movemask_ps(_mm256_cmp_ps(_mm256_loadu_ps(weights + i), lowest, _CMP_GE_OQ)) != 0) return i;
+  }
+  for (int64_t id = i; id < n; ++id) {
+    if (weights[id] >= low) return i;
+  }
+  return n;
+}
+
 }  // namespace tokenmill

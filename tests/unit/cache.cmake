@@ -1,0 +1,2 @@
+tm_test(cache_test SOURCES ${CMAKE_CURRENT_LIST_DIR}/cache_allocator_test.cc ${CMAKE_CURRENT_LIST_DIR}/cache_radix_test.cc
+        LIBS tm_cache)

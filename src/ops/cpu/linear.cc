@@ -48,11 +48,13 @@ struct Pieces {
   PerSegment segments[kSegmentsMax];
   int64_t rows = 0, rows_per_piece = 0, row_pieces = 0, result_rows = 0, count = 0;
 
-  Pieces(const PackedWeight& weight, int64_t rows_of_x, int threads) : rows(rows_of_x) {
+  Pieces(const PackedWeight& weight, const LinearInputs& inputs, int threads) : rows(inputs.rows) {
     TM_CHECK(weight.segments.size() <= kSegmentsMax);
     row_pieces = ceil_div(rows, kPieceRows);
     rows_per_piece = ceil_div(rows, row_pieces);
-    if (row_pieces > 1) rows_per_piece = ceil_div(rows_per_piece, 32) * 32;
+    // Whole groups of quantised rows, whole pairs of tiles otherwise.
+    const int64_t multiple = inputs.int8 != nullptr && inputs.int8_group != 16 ? inputs.int8_group : 32;
+    if (row_pieces > 1) rows_per_piece = ceil_div(rows_per_piece, multiple) * multiple;
     row_pieces = ceil_div(rows, rows_per_piece);
     result_rows = ceil_div(rows_per_piece, 32) * 32;  // the tile unit stores whole tiles
     const int64_t wanted_bytes = rows <= kStreamRows ? kStreamPieceWeightBytes : kPieceWeightBytes;
@@ -155,12 +157,13 @@ LinearInputs pack_inputs(CpuBackend& backend, const LinearKernels& kernels, Matr
   inputs.float32_stride = padded_stride(static_cast<size_t>(x.cols) * 4);
   inputs.rounded_stride = padded_stride(padded_k * 4);
   inputs.bfloat16_stride = padded_stride(padded_k * 2);
-  inputs.int8_stride = padded_stride(inputs.int8_row_bytes());
+  inputs.int8_group = kernels.quantized_group(x.rows);
+  const size_t int8_rows = static_cast<size_t>(ceil_div(x.rows, inputs.int8_group) * inputs.int8_group);
   const size_t float32_bytes = needs.float32 ? rows * inputs.float32_stride : 0;
   const size_t rounded_bytes = needs.bfloat16 && !tiles ? rows * inputs.rounded_stride : 0;
-  // Tile loads read whole pairs of tiles of 16 rows, quantised blocks up to one row too many.
+  // Tile loads read whole pairs of tiles of 16 rows.
   const size_t bfloat16_bytes = needs.bfloat16 && tiles ? (rows + 31) * inputs.bfloat16_stride : 0;
-  const size_t int8_bytes = needs.int8 ? (rows + 15) * inputs.int8_stride : 0;
+  const size_t int8_bytes = needs.int8 ? int8_rows * static_cast<size_t>(inputs.chunks()) * sizeof(Int8Record) : 0;
   std::byte* next = backend.shared_scratch(float32_bytes + rounded_bytes + bfloat16_bytes + int8_bytes);
   const auto take = [&next](size_t bytes) {
     std::byte* const taken = bytes > 0 ? next : nullptr;
@@ -202,7 +205,7 @@ void CpuBackend::linear(const LinearArgs& args) {
   Needs needs;
   add_needs(weight, needs);
   const LinearInputs inputs = pack_inputs(*this, kernels, args.x, args.input_norm, needs);
-  const Pieces pieces(weight, args.x.rows, num_threads());
+  const Pieces pieces(weight, inputs, num_threads());
   const size_t scratch_bytes = linear_scratch_bytes(weight.k);
   const size_t c_bytes = static_cast<size_t>(pieces.result_rows * kPieceTilesMax * kTileRows) * sizeof(float);
   pool_.parallel_for(pieces.count, [&](int64_t piece, int worker) {
@@ -234,7 +237,7 @@ void CpuBackend::gated_linear(const GatedLinearArgs& args) {
   add_needs(gate, needs);
   add_needs(up, needs);
   const LinearInputs inputs = pack_inputs(*this, kernels, args.x, args.input_norm, needs);
-  const Pieces pieces(gate, args.x.rows, num_threads());
+  const Pieces pieces(gate, inputs, num_threads());
   const size_t scratch_bytes = linear_scratch_bytes(gate.k);
   const size_t c_bytes = static_cast<size_t>(pieces.result_rows * kPieceTilesMax * kTileRows) * sizeof(float);
   pool_.parallel_for(pieces.count, [&](int64_t piece, int worker) {

@@ -34,6 +34,18 @@ namespace tokenmill {
 // A group of inputs below this is taken as zeros: 127 / a would overflow.
 inline constexpr float kTinyGroup = 1e-30f;
 
+// 32 quantised values of one row and all that the kernels need of them: one cache line.
+struct Int8Record {
+  int8_t codes[32];
+  float scale;
+  int32_t minus_sum;        // of the codes
+  float scaled_sum;         // scale * sum
+  int32_t minus_sums16[2];  // the same of each half
+  float scaled_sums16[2];
+  int32_t unused;
+};
+static_assert(sizeof(Int8Record) == 64);
+
 // The rows of x, normed, in the forms the segments' kernels take. Strides in bytes, odd numbers of cache lines, so that
 // one column of many rows does not fall into one cache set. Forms that no segment needs are null.
 struct LinearInputs {
@@ -41,17 +53,16 @@ struct LinearInputs {
   std::byte* float32 = nullptr;   // [rows][k] fp32
   std::byte* rounded = nullptr;   // [rows][k to 32] fp32 values rounded to bf16: vector kernels
   std::byte* bfloat16 = nullptr;  // [rows][k to 32] bf16: tile kernels
-  std::byte* int8 = nullptr;      // a row: int8 [k], then the arrays below, each k / 32 (or k / 16) long
-  size_t float32_stride = 0, rounded_stride = 0, bfloat16_stride = 0, int8_stride = 0;
+  std::byte* int8 = nullptr;      // [rows / int8_group][chunk][int8_group] of Int8Record
+  size_t float32_stride = 0, rounded_stride = 0, bfloat16_stride = 0;
+  int64_t int8_group = 1;  // rows side by side, those of one kernel call
 
   int64_t chunks() const { return (k + kChunkValues - 1) / kChunkValues; }
-  // Offsets inside an int8 row, in bytes; chunks = k / 32.
-  size_t scales() const { return static_cast<size_t>(chunks()) * 32; }         // fp32 [chunks]
-  size_t minus_sums32() const { return static_cast<size_t>(chunks()) * 36; }   // int32 [chunks]: -sum of codes
-  size_t scaled_sums32() const { return static_cast<size_t>(chunks()) * 40; }  // fp32 [chunks]: scale * sum
-  size_t minus_sums16() const { return static_cast<size_t>(chunks()) * 44; }   // int32 [2 chunks]
-  size_t scaled_sums16() const { return static_cast<size_t>(chunks()) * 52; }  // fp32 [2 chunks]
-  size_t int8_row_bytes() const { return static_cast<size_t>(chunks()) * 60; }
+  size_t int8_chunk_stride() const { return static_cast<size_t>(int8_group) * sizeof(Int8Record); }
+  std::byte* int8_record(int64_t row, int64_t chunk) const {
+    return int8 + static_cast<size_t>((row / int8_group * chunks() + chunk) * int8_group + row % int8_group) *
+                      sizeof(Int8Record);
+  }
 };
 
 // One piece of a product: tiles [tile_begin, tile_end) of a segment times rows [row_begin, row_end) of the inputs, to
@@ -77,6 +88,9 @@ struct LinearKernels {
   void (*quantized)(const TileJob& job);
   // gate[i] = activation(gate[i]) * up[i], i < count.
   void (*gate)(float* gate, const float* up, int64_t count, Activation activation);
+  // How many rows quantized wants side by side (LinearInputs::int8_group) in a product of so many. A job's rows begin
+  // at a multiple of it.
+  int64_t (*quantized_group)(int64_t rows);
   // From this many rows on bfloat16 wants LinearInputs::bfloat16 instead of rounded; 0: never.
   int64_t tile_rows_min;
 };

@@ -170,33 +170,34 @@ TM_KERNEL void run_bfloat16(const TileJob& job) {
 }
 
 // --- quantised ------------------------------------------------------------------------------------------------------
-// The integer dot products of up to four groups, each to its own 1 KiB of `dots`.
+// The integer dot products of four groups (two of K = 16 in one chunk), or fewer, each to its own 1 KiB of `dots`.
+// `inputs`: 16 records of a chunk, then those of the next.
 template <int kGroup>
-TM_INLINE void group_dots(const std::byte* inputs, size_t stride, const std::byte* codes, int64_t groups,
-                          std::byte* dots) {
-  constexpr int kGroupBytes = kGroup * 16;
-  _tile_loadd(4, inputs, stride);
+TM_INLINE void group_dots(const std::byte* inputs, const std::byte* codes, int64_t groups, std::byte* dots) {
+  constexpr int kCodeBytes = kGroup * 16;
+  constexpr int kOdd = kGroup == 16 ? 16 : 1024, kPair = kGroup == 16 ? 1024 : 2048;  // input offsets of groups 1 and 2
+  _tile_loadd(4, inputs, 64);
   _tile_loadd(6, codes, 64);
   _tile_zero(0);
   _tile_dpbssd(0, 4, 6);
   _tile_stored(0, dots, 64);
   if (groups > 1) {
-    _tile_loadd(5, inputs + kGroup, stride);
-    _tile_loadd(7, codes + kGroupBytes, 64);
+    _tile_loadd(5, inputs + kOdd, 64);
+    _tile_loadd(7, codes + kCodeBytes, 64);
     _tile_zero(1);
     _tile_dpbssd(1, 5, 7);
     _tile_stored(1, dots + 1024, 64);
   }
   if (groups > 2) {
-    _tile_loadd(4, inputs + 2 * kGroup, stride);
-    _tile_loadd(6, codes + 2 * kGroupBytes, 64);
+    _tile_loadd(4, inputs + kPair, 64);
+    _tile_loadd(6, codes + 2 * kCodeBytes, 64);
     _tile_zero(2);
     _tile_dpbssd(2, 4, 6);
     _tile_stored(2, dots + 2048, 64);
   }
   if (groups > 3) {
-    _tile_loadd(5, inputs + 3 * kGroup, stride);
-    _tile_loadd(7, codes + 3 * kGroupBytes, 64);
+    _tile_loadd(5, inputs + kPair + kOdd, 64);
+    _tile_loadd(7, codes + 3 * kCodeBytes, 64);
     _tile_zero(3);
     _tile_dpbssd(3, 5, 7);
     _tile_stored(3, dots + 3072, 64);
@@ -205,10 +206,8 @@ TM_INLINE void group_dots(const std::byte* inputs, size_t stride, const std::byt
 
 // 16 rows times one expanded tile; the first `rows` of them are stored.
 template <class Fmt>
-TM_KERNEL void quantized_tile(const LinearInputs& inputs, const std::byte* x, const ExpandedUnit& unit, int64_t k,
-                              int64_t rows, float* c, int64_t c_stride, std::byte* dots) {
-  const InputOffsets offsets = input_offsets(inputs, Fmt::kGroup);
-  const size_t stride = inputs.int8_stride;
+TM_KERNEL void quantized_tile(const std::byte* inputs, const ExpandedUnit& unit, int64_t k, int64_t rows, float* c,
+                              int64_t c_stride, std::byte* dots) {
   const int64_t groups = k / Fmt::kGroup;
   F acc[16];
 #pragma GCC unroll 16
@@ -216,20 +215,20 @@ TM_KERNEL void quantized_tile(const LinearInputs& inputs, const std::byte* x, co
   for (int64_t begin = 0; begin < groups; begin += 4) {
     const int64_t count = std::min<int64_t>(4, groups - begin);
     memory_barrier();
-    group_dots<Fmt::kGroup>(x + begin * Fmt::kGroup, stride, unit.codes + begin * Fmt::kGroup * 16, count, dots);
+    group_dots<Fmt::kGroup>(inputs + begin * Fmt::kGroup * 32, unit.codes + begin * Fmt::kGroup * 16, count, dots);
     memory_barrier();
     for (int64_t g = 0; g < count; ++g) {
       const int64_t group = begin + g;
       const F scale = load(unit.scales + 64 * group);
       const F min = Fmt::kMin ? load(unit.mins + 64 * group) : zero();
-      const std::byte* const scales_x = x + offsets.scales + 4 * (group * Fmt::kGroup / 32);
-      const std::byte* const sums = x + offsets.scaled_sums + 4 * group;
+      const auto* const x = reinterpret_cast<const Int8Record*>(inputs + group * Fmt::kGroup / 32 * 1024);
 #pragma GCC unroll 16
       for (int r = 0; r < 16; ++r) {
-        const size_t row = static_cast<size_t>(r) * stride;
         const F dot = to_float(load_bits(dots + 1024 * g + 64 * r));
-        acc[r] = fmadd(dot, mul(broadcast(scales_x + row), scale), acc[r]);
-        if (Fmt::kMin) acc[r] = fmadd(broadcast(sums + row), min, acc[r]);
+        acc[r] = fmadd(dot, mul(broadcast(&x[r].scale), scale), acc[r]);
+        if (!Fmt::kMin) continue;
+        const float* const sum = Fmt::kGroup == 32 ? &x[r].scaled_sum : &x[r].scaled_sums16[group % 2];
+        acc[r] = fmadd(broadcast(sum), min, acc[r]);
       }
     }
   }
@@ -247,8 +246,7 @@ TM_KERNEL void run_format(const TileJob& job) {
   for (int64_t tile = job.tile_begin; tile < job.tile_end; ++tile) {
     const ExpandedUnit unit = expand_unit<Fmt, true>(*job.segment, job.segment->tile(tile), 0, job.scratch);
     for (int64_t row = job.row_begin; row < job.row_end; row += kTileInputRows) {
-      quantized_tile<Fmt>(inputs, inputs.int8 + static_cast<size_t>(row) * inputs.int8_stride, unit, job.segment->k,
-                          job.row_end - row,
+      quantized_tile<Fmt>(inputs.int8_record(row, 0), unit, job.segment->k, job.row_end - row,
                           job.c + (row - job.row_begin) * job.c_stride + 16 * (tile - job.tile_begin), job.c_stride,
                           job.scratch + expanded_bytes);
     }
@@ -257,15 +255,19 @@ TM_KERNEL void run_format(const TileJob& job) {
 }
 
 void run_quantized(const TileJob& job) {
-  if (job.row_end - job.row_begin < kQuantizedRowsMin) return linear_kernels_avx512().quantized(job);
+  if (job.inputs->int8_group != kTileInputRows) return linear_kernels_avx512().quantized(job);
   with_format(job.segment->type, [&job](auto format) { run_format<decltype(format)>(job); });
+}
+
+int64_t quantized_group(int64_t rows) {
+  return rows < kQuantizedRowsMin ? linear_kernels_avx512().quantized_group(rows) : kTileInputRows;
 }
 
 }  // namespace
 
 const LinearKernels& linear_kernels_amx() {
-  static const LinearKernels kernels = {linear_kernels_avx512().float32, run_bfloat16, run_quantized,
-                                        linear_kernels_avx512().gate, kTileRowsMin};
+  static const LinearKernels kernels = {linear_kernels_avx512().float32, run_bfloat16,    run_quantized,
+                                        linear_kernels_avx512().gate,    quantized_group, kTileRowsMin};
   return kernels;
 }
 

@@ -89,7 +89,7 @@ void run_bfloat16(const TileJob& job) {
 }  // namespace
 
 const LinearKernels& linear_kernels_avx2() {
-  static const LinearKernels kernels = {run_float32, run_bfloat16, run_quantized_any, gate_all, 0};
+  static const LinearKernels kernels = {run_float32, run_bfloat16, run_quantized_any, gate_all, quantized_group, 0};
   return kernels;
 }
 

@@ -44,9 +44,13 @@ void run_bfloat16(const TileJob& job) {
 }  // namespace
 
 const LinearKernels& linear_kernels_avx512() {
-  static const LinearKernels kernels = {
-      run_float32, run_bfloat16, cpu_features().avx512_vnni ? run_quantized_any : linear_kernels_avx2().quantized,
-      gate_all, 0};
+  const bool vnni = cpu_features().avx512_vnni;
+  static const LinearKernels kernels = {run_float32,
+                                        run_bfloat16,
+                                        vnni ? run_quantized_any : linear_kernels_avx2().quantized,
+                                        gate_all,
+                                        vnni ? quantized_group : linear_kernels_avx2().quantized_group,
+                                        0};
   return kernels;
 }
 

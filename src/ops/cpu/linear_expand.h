@@ -13,15 +13,6 @@ struct Format {
   static constexpr bool kMin = kMin_, kTwoLevel = kTwoLevel_, kFullByte = kFullByte_;
 };
 
-// Offsets inside a row of int8 inputs.
-struct InputOffsets {
-  size_t scales, minus_sums, scaled_sums;
-};
-inline InputOffsets input_offsets(const LinearInputs& inputs, int group) {
-  return group == 32 ? InputOffsets{inputs.scales(), inputs.minus_sums32(), inputs.scaled_sums32()}
-                     : InputOffsets{inputs.scales(), inputs.minus_sums16(), inputs.scaled_sums16()};
-}
-
 inline int zero_shift(const QuantFormat& format) {
   return format.code_zero == 0 ? 0 : std::countr_zero(static_cast<unsigned>(format.code_zero));
 }

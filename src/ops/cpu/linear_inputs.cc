@@ -62,8 +62,7 @@ TM_TARGET_AVX2 inline float largest_magnitude(const float* values) {
   return _mm_cvtss_f32(_mm_castsi128_ps(half));
 }
 
-TM_TARGET_AVX2 void quantize_chunk(const float* values, int64_t chunk, const LinearInputs& inputs, std::byte* row) {
-  int8_t* const codes = reinterpret_cast<int8_t*>(row) + 32 * chunk;
+TM_TARGET_AVX2 void quantize_chunk(const float* values, Int8Record& record) {
   const float largest = largest_magnitude(values);
   float scale = 0, inverse = 0;
   if (!(largest < kTinyGroup)) {  // NaN too
@@ -80,16 +79,17 @@ TM_TARGET_AVX2 void quantize_chunk(const float* values, int64_t chunk, const Lin
   const __m256i words_low = _mm256_packs_epi32(part[0], part[1]), words_high = _mm256_packs_epi32(part[2], part[3]);
   const __m256i bytes =
       _mm256_permutevar8x32_epi32(_mm256_packs_epi16(words_low, words_high), _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
-  _mm256_storeu_si256(reinterpret_cast<__m256i*>(codes), bytes);
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(record.codes), bytes);
 
   const int32_t sums[2] = {sum_of(part[0], part[1]), sum_of(part[2], part[3])};
-  reinterpret_cast<float*>(row + inputs.scales())[chunk] = scale;
-  reinterpret_cast<int32_t*>(row + inputs.minus_sums32())[chunk] = -(sums[0] + sums[1]);
-  reinterpret_cast<float*>(row + inputs.scaled_sums32())[chunk] = scale * static_cast<float>(sums[0] + sums[1]);
+  record.scale = scale;
+  record.minus_sum = -(sums[0] + sums[1]);
+  record.scaled_sum = scale * static_cast<float>(sums[0] + sums[1]);
   for (int i = 0; i < 2; ++i) {
-    reinterpret_cast<int32_t*>(row + inputs.minus_sums16())[2 * chunk + i] = -sums[i];
-    reinterpret_cast<float*>(row + inputs.scaled_sums16())[2 * chunk + i] = scale * static_cast<float>(sums[i]);
+    record.minus_sums16[i] = -sums[i];
+    record.scaled_sums16[i] = scale * static_cast<float>(sums[i]);
   }
+  record.unused = 0;
 }
 
 }  // namespace
@@ -109,8 +109,7 @@ void pack_input_row(const float* x, const Norm* norm, int64_t row, const LinearI
       inputs.rounded ? reinterpret_cast<float*>(inputs.rounded + index * inputs.rounded_stride) : nullptr;
   uint16_t* const bfloat16 =
       inputs.bfloat16 ? reinterpret_cast<uint16_t*>(inputs.bfloat16 + index * inputs.bfloat16_stride) : nullptr;
-  std::byte* const int8 = inputs.int8 ? inputs.int8 + index * inputs.int8_stride : nullptr;
-  if (rounded == nullptr && bfloat16 == nullptr && int8 == nullptr) return;
+  if (rounded == nullptr && bfloat16 == nullptr && inputs.int8 == nullptr) return;
   for (int64_t chunk = 0; chunk < inputs.chunks(); ++chunk) {
     const int64_t begin = chunk * kChunkValues;
     const float* chunk_values = values + begin;
@@ -122,7 +121,9 @@ void pack_input_row(const float* x, const Norm* norm, int64_t row, const LinearI
     if (rounded != nullptr || bfloat16 != nullptr) {
       round_chunk(chunk_values, rounded ? rounded + begin : nullptr, bfloat16 ? bfloat16 + begin : nullptr);
     }
-    if (int8 != nullptr) quantize_chunk(chunk_values, chunk, inputs, int8);
+    if (inputs.int8 != nullptr) {
+      quantize_chunk(chunk_values, *reinterpret_cast<Int8Record*>(inputs.int8_record(row, chunk)));
+    }
   }
 }
 

@@ -12,8 +12,8 @@ struct Block {
   const std::byte* weights[4];
   int unit[4];              // which of its tile
   const std::byte* inputs;  // first row
-  size_t input_stride;
-  float* c[4];  // first row
+  size_t input_stride;      // bytes from row to row; quantised: from chunk to chunk of the group of rows
+  float* c[4];              // first row
   int64_t c_stride;
   int64_t rows;  // quantized_block: how many of the R rows to store
   int64_t k;
@@ -109,32 +109,30 @@ TM_KERNEL void bfloat16_block(const Block& block) {
 // --- quantised ------------------------------------------------------------------------------------------------------
 // acc after one chunk of 32 k: `first` and `second` are the integer dot products of its halves, less the zero's part.
 template <int kGroup, bool kMin>
-TM_INLINE F add_chunk(F acc, I first, I second, const F* scale, const F* min, const std::byte* input,
-                      const InputOffsets& offsets, int64_t chunk) {
-  const F scale_x = broadcast(input + offsets.scales + 4 * chunk);
+TM_INLINE F add_chunk(F acc, I first, I second, const F* scale, const F* min, const Int8Record& x) {
+  const F scale_x = broadcast(&x.scale);
   if (kGroup == 32) {
     acc = fmadd(to_float(add(first, second)), mul(scale_x, scale[0]), acc);
-    if (kMin) acc = fmadd(broadcast(input + offsets.scaled_sums + 4 * chunk), min[0], acc);
+    if (kMin) acc = fmadd(broadcast(&x.scaled_sum), min[0], acc);
     return acc;
   }
   acc = fmadd(to_float(first), mul(scale_x, scale[0]), acc);
-  if (kMin) acc = fmadd(broadcast(input + offsets.scaled_sums + 8 * chunk), min[0], acc);
+  if (kMin) acc = fmadd(broadcast(&x.scaled_sums16[0]), min[0], acc);
   acc = fmadd(to_float(second), mul(scale_x, scale[1]), acc);
-  if (kMin) acc = fmadd(broadcast(input + offsets.scaled_sums + 8 * chunk + 4), min[1], acc);
+  if (kMin) acc = fmadd(broadcast(&x.scaled_sums16[1]), min[1], acc);
   return acc;
 }
 
 // Where the integer dot products of a chunk's halves begin: the zero's part.
 template <int kGroup, bool kZero>
-TM_INLINE void begin_dots(I& first, I& second, const std::byte* input, const InputOffsets& offsets, int64_t chunk,
-                          Shift shift) {
+TM_INLINE void begin_dots(I& first, I& second, const Int8Record& x, Shift shift) {
   first = second = zero_bits();
   if (!kZero) return;
   if (kGroup == 32) {
-    first = shift_left(broadcast_bits(input + offsets.minus_sums + 4 * chunk), shift);
+    first = shift_left(broadcast_bits(&x.minus_sum), shift);
   } else {
-    first = shift_left(broadcast_bits(input + offsets.minus_sums + 8 * chunk), shift);
-    second = shift_left(broadcast_bits(input + offsets.minus_sums + 8 * chunk + 4), shift);
+    first = shift_left(broadcast_bits(&x.minus_sums16[0]), shift);
+    second = shift_left(broadcast_bits(&x.minus_sums16[1]), shift);
   }
 }
 
@@ -148,7 +146,6 @@ TM_KERNEL void quantized_stream(const Block& block) {
   constexpr int kBlockScaleBytes = kLevelBytes + (Fmt::kTwoLevel ? 256 / Fmt::kGroup * (Fmt::kMin ? 32 : 16) : 0);
   constexpr bool kZero = !Fmt::kMin && !(Fmt::kFullByte && kSignedFullByte);
   const WeightSegment& segment = *block.job->segment;
-  const InputOffsets offsets = input_offsets(*block.job->inputs, Fmt::kGroup);
   const Shift shift = make_shift(zero_shift(quant_format(segment.type)));
   const std::byte* w[T];
   const std::byte* records[T];
@@ -165,6 +162,7 @@ TM_KERNEL void quantized_stream(const Block& block) {
     for (int t = 0; t < T; ++t) acc[r][t] = zero();
   }
   const int64_t blocks = block.k / (kBlockChunks * kChunkValues);
+  const std::byte* inputs = block.inputs;
   for (int64_t b = 0; b < blocks; ++b) {
     F d[T], dmin[T];
 #pragma GCC unroll 4
@@ -174,15 +172,14 @@ TM_KERNEL void quantized_stream(const Block& block) {
       prefetch(records[t] + kPrefetchBytes);
     }
 #pragma GCC unroll 1
-    for (int c = 0; c < kBlockChunks; ++c) {
-      const int64_t chunk = b * kBlockChunks + c;
+    for (int c = 0; c < kBlockChunks; ++c, inputs += block.input_stride) {
+      const auto* const x = reinterpret_cast<const Int8Record*>(inputs);
 #pragma GCC unroll 4
       for (int t = 0; t < T; ++t) {
         I first[R], second[R];
 #pragma GCC unroll 4
         for (int r = 0; r < R; ++r) {
-          begin_dots<Fmt::kGroup, kZero>(first[r], second[r], block.inputs + r * block.input_stride, offsets, chunk,
-                                         shift);
+          begin_dots<Fmt::kGroup, kZero>(first[r], second[r], x[r], shift);
         }
 #pragma GCC unroll 4
         for (int j = 0; j < 4; ++j) {
@@ -193,9 +190,8 @@ TM_KERNEL void quantized_stream(const Block& block) {
           const I high = Fmt::kCodeBits == 4 ? high_nibbles(line) : load_bits(w[t] + 64 * (j + 4));
 #pragma GCC unroll 4
           for (int r = 0; r < R; ++r) {
-            const std::byte* const x = block.inputs + r * block.input_stride + 32 * chunk + 4 * j;
-            first[r] = dot<Fmt::kFullByte>(first[r], low, broadcast_bits(x));
-            second[r] = dot<Fmt::kFullByte>(second[r], high, broadcast_bits(x + 16));
+            first[r] = dot<Fmt::kFullByte>(first[r], low, broadcast_bits(x[r].codes + 4 * j));
+            second[r] = dot<Fmt::kFullByte>(second[r], high, broadcast_bits(x[r].codes + 16 + 4 * j));
           }
         }
         w[t] += kChunkBytes;
@@ -203,8 +199,7 @@ TM_KERNEL void quantized_stream(const Block& block) {
         load_scales<Fmt>(records[t], unit[t], c, d[t], dmin[t], scale, min);
 #pragma GCC unroll 4
         for (int r = 0; r < R; ++r) {
-          acc[r][t] = add_chunk<Fmt::kGroup, Fmt::kMin>(acc[r][t], first[r], second[r], scale, min,
-                                                        block.inputs + r * block.input_stride, offsets, chunk);
+          acc[r][t] = add_chunk<Fmt::kGroup, Fmt::kMin>(acc[r][t], first[r], second[r], scale, min, x[r]);
         }
       }
     }
@@ -223,17 +218,18 @@ template <class Fmt, int R>
 TM_KERNEL void quantized_block(const Block& block, const ExpandedUnit& unit) {
   constexpr bool kZero = !Fmt::kMin && !(Fmt::kFullByte && kSignedFullByte);
   constexpr int kGroups = 32 / Fmt::kGroup;
-  const InputOffsets offsets = input_offsets(*block.job->inputs, Fmt::kGroup);
   const Shift shift = make_shift(zero_shift(quant_format(block.job->segment->type)));
   F acc[R];
 #pragma GCC unroll 16
   for (int r = 0; r < R; ++r) acc[r] = zero();
   const std::byte* codes = unit.codes;
-  for (int64_t chunk = 0; chunk < block.k / kChunkValues; ++chunk) {
+  const std::byte* inputs = block.inputs;
+  for (int64_t chunk = 0; chunk < block.k / kChunkValues; ++chunk, inputs += block.input_stride) {
+    const auto* const x = reinterpret_cast<const Int8Record*>(inputs);
     I first[R], second[R];
 #pragma GCC unroll 16
     for (int r = 0; r < R; ++r) {
-      begin_dots<Fmt::kGroup, kZero>(first[r], second[r], block.inputs + r * block.input_stride, offsets, chunk, shift);
+      begin_dots<Fmt::kGroup, kZero>(first[r], second[r], x[r], shift);
     }
     // One chain a row where both halves share a scale: there are chains enough, and it saves registers.
 #pragma GCC unroll 8
@@ -242,9 +238,9 @@ TM_KERNEL void quantized_block(const Block& block, const ExpandedUnit& unit) {
       codes += unit.line_stride;
 #pragma GCC unroll 16
       for (int r = 0; r < R; ++r) {
-        const I x = broadcast_bits(block.inputs + r * block.input_stride + 32 * chunk + 4 * j);
+        const I codes_x = broadcast_bits(x[r].codes + 4 * j);
         I& sum = Fmt::kGroup == 16 && j >= 4 ? second[r] : first[r];
-        sum = dot<Fmt::kFullByte>(sum, line, x);
+        sum = dot<Fmt::kFullByte>(sum, line, codes_x);
       }
     }
     F scale[2], min[2];
@@ -255,8 +251,7 @@ TM_KERNEL void quantized_block(const Block& block, const ExpandedUnit& unit) {
     }
 #pragma GCC unroll 16
     for (int r = 0; r < R; ++r) {
-      acc[r] = add_chunk<Fmt::kGroup, Fmt::kMin>(acc[r], first[r], second[r], scale, min,
-                                                 block.inputs + r * block.input_stride, offsets, chunk);
+      acc[r] = add_chunk<Fmt::kGroup, Fmt::kMin>(acc[r], first[r], second[r], scale, min, x[r]);
     }
   }
 #pragma GCC unroll 16
@@ -271,7 +266,7 @@ TM_KERNEL void quantized_block(const Block& block, const ExpandedUnit& unit) {
 inline Block make_block(const TileJob& job, const std::byte* inputs, size_t input_stride, int64_t row, int64_t unit,
                         int count) {
   Block block;
-  block.inputs = inputs + static_cast<size_t>(row) * input_stride;
+  block.inputs = inputs;
   block.input_stride = input_stride;
   block.rows = 0;
   block.c_stride = job.c_stride;
@@ -298,7 +293,8 @@ inline void run_blocks(const TileJob& job, const std::byte* inputs, size_t input
     const int64_t count = (job.row_end - row + blocks - 1) / blocks;
     const int width = widths[count - 1];
     for (int64_t unit = 0; unit < units; unit += width) {
-      functions[count - 1](make_block(job, inputs, input_stride, row, unit, width));
+      functions[count - 1](
+          make_block(job, inputs + static_cast<size_t>(row) * input_stride, input_stride, row, unit, width));
     }
     row += count;
   }
@@ -309,10 +305,11 @@ void run_quantized(const TileJob& job) {
   static constexpr BlockFunction kStream[] = {quantized_stream<Fmt, 1>, quantized_stream<Fmt, 2>,
                                               quantized_stream<Fmt, 3>};
   const LinearInputs& inputs = *job.inputs;
+  const size_t stride = inputs.int8_chunk_stride();
   const int64_t units = (job.tile_end - job.tile_begin) * kUnits, rows = job.row_end - job.row_begin;
   if (rows <= kStreamRowsMax) {
     for (int64_t unit = 0; unit < units; unit += 4) {
-      kStream[rows - 1](make_block(job, inputs.int8, inputs.int8_stride, job.row_begin, unit, 4));
+      kStream[rows - 1](make_block(job, inputs.int8_record(job.row_begin, 0), stride, job.row_begin, unit, 4));
     }
     return;
   }
@@ -323,16 +320,22 @@ void run_quantized(const TileJob& job) {
   for (int64_t unit = 0; unit < units; ++unit) {
     const ExpandedUnit expanded = expand_unit<Fmt, false>(
         *job.segment, job.segment->tile(job.tile_begin + unit / kUnits), static_cast<int>(unit % kUnits), job.scratch);
-    int64_t blocks = (rows + kQuantizedRowsMax - 1) / kQuantizedRowsMax;
-    for (int64_t row = job.row_begin; row < job.row_end; --blocks) {
-      // An even number of rows; a row past the end is computed from whatever lies there, and dropped.
-      const int64_t count = (job.row_end - row + blocks - 1) / blocks;
-      Block block = make_block(job, inputs.int8, inputs.int8_stride, row, unit, 1);
+    for (int64_t row = job.row_begin; row < job.row_end; row += inputs.int8_group) {
+      // An even number of rows; the one past the end is computed from whatever lies there, and dropped.
+      const int64_t count = std::min(inputs.int8_group, job.row_end - row);
+      Block block = make_block(job, inputs.int8_record(row, 0), stride, row, unit, 1);
       block.rows = count;
       kBlocks[(count + 1) / 2 - 1](block, expanded);
-      row += count;
     }
   }
+}
+
+// Groups of nearly equal size, none over kQuantizedRowsMax, even ones for quantized_block.
+int64_t quantized_group(int64_t rows) {
+  if (rows <= kStreamRowsMax) return rows;
+  const int64_t groups = (rows + kQuantizedRowsMax - 1) / kQuantizedRowsMax;
+  const int64_t group = (rows + groups - 1) / groups;
+  return group + group % 2;
 }
 
 void run_quantized_any(const TileJob& job) {

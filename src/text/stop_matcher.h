@@ -48,6 +48,7 @@ class StopMatcher {
   // Appends one token's bytes; returns the match that this token completes.
   std::optional<StopMatch> append(std::string_view bytes);
   // Bytes at the end of the text so far that may still become part of a match: they must not be shown yet.
+  // After a match it no longer counts the match itself: TextStream::finish cuts there, so hold all until then.
   int64_t held_bytes() const;
   int64_t total_bytes() const;
 

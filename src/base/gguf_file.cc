@@ -6,6 +6,7 @@
 #include <limits>
 #include <utility>
 
+#include "base/printable.h"
 #include "tokenmill/error.h"
 
 namespace tokenmill {
@@ -384,7 +385,10 @@ std::string_view GgufFile::require_string(std::string_view key) const {
   fail("lacks the key '" + std::string(key) + "'; convert the model again");
 }
 
-void GgufFile::fail(const std::string& what) const { throw Error(ErrorKind::kValue, file_.path() + ": " + what); }
+// `what` holds names out of the file.
+void GgufFile::fail(const std::string& what) const {
+  throw Error(ErrorKind::kValue, file_.path() + ": " + printable(what));
+}
 
 void GgufFile::fail_type(std::string_view key, const GgufValue& value, const char* wanted) const {
   fail("key '" + std::string(key) + "' must be of type " + wanted + ", got " +

@@ -45,10 +45,12 @@ class Checkpoint {
   const std::string& resolved_path() const { return resolved_path_; }
   const std::string& format() const { return format_; }  // "safetensors", "gguf", "dummy"
 
-  // nullptr where there is none; optional tensors only.
+  // nullptr where there is none; optional tensors only. A tensor that is not stored as it is wanted (GGUF Llama's q and
+  // k, Gemma's norms, dummy weights) is made here and lives until release(): fetch tensors by find() or get().
   virtual const RawTensor* find(std::string_view canonical_name) const = 0;
   // Throws Error(kValue) naming the file, the tensor and both shapes when it is missing or of another shape.
   const RawTensor& get(std::string_view canonical_name, const std::vector<int64_t>& shape) const;
+  // Names, types and shapes of all; data may be null until find() or get().
   virtual std::vector<const RawTensor*> tensors() const = 0;
   // Gives a tensor's pages back to the system after it was packed.
   virtual void release(const RawTensor& tensor) const = 0;

@@ -1,0 +1,12 @@
+// Text that came from outside, made fit for one line of a message.
+#pragma once
+
+#include <string>
+#include <string_view>
+
+namespace tokenmill {
+
+// Control characters and bytes that are not valid UTF-8 become \xNN; all else stays.
+std::string printable(std::string_view text);
+
+}  // namespace tokenmill

@@ -60,15 +60,15 @@ Scheduler::Impl::Admitted Scheduler::Impl::try_admit(Sequence& sequence, Budget&
       cache.abandon(lease);
       return Admitted::kStop;
     }
-    // Alone: its prompt and one block more, where it needs one more at all, are enough to begin.
-    int64_t least = std::min(needed_now + 1, blocks_for(total + std::max<int64_t>(left - 1, 0)) - shared);
+    // Alone, room for its tokens is enough to begin: the next token may be its last, and that one needs no slot.
+    const int64_t least = needed_now;
     if (cache.available_blocks() < least && rows.num_rows > 0) {
       cache.copy_done(lease);  // the block to copy from is needed more than its rows
       rows = {};
     }
     if (cache.available_blocks() < least) {
       cache.abandon(lease);
-      abort_now(sequence, "The request needs KV memory for at least " + std::to_string(total + (left > 1 ? 1 : 0)) +
+      abort_now(sequence, "The request needs KV memory for at least " + std::to_string(total) +
                               " tokens, but the pool holds " +
                               std::to_string(cache.total_blocks() * options.page_size) +
                               ". Use a shorter input, or a larger max_total_tokens or mem_fraction_static.");

@@ -2,6 +2,8 @@
 tm_test(log_oracle_test SOURCES ${CMAKE_CURRENT_LIST_DIR}/log_oracle_test.cc LIBS tm_sched)
 tm_test(simulation_test SOURCES ${CMAKE_CURRENT_LIST_DIR}/simulation_test.cc ${CMAKE_CURRENT_LIST_DIR}/simulation.cc
         LIBS tm_sched)
+tm_test(text_scenario_test SOURCES ${CMAKE_CURRENT_LIST_DIR}/text_scenario_test.cc LIBS tm_sched)
+target_compile_definitions(text_scenario_test PRIVATE TOKENMILL_TEST_SCENARIOS="${CMAKE_CURRENT_LIST_DIR}")
 
 # One binary a mutation (src/cache/mutation.h), each with its own copy of the two modules.
 file(GLOB mutation_sources CONFIGURE_DEPENDS ${CMAKE_SOURCE_DIR}/src/cache/*.cc ${CMAKE_SOURCE_DIR}/src/sched/*.cc)

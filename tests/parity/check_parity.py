@@ -3,8 +3,9 @@
 
   check_parity.py TOKENMILL [--only NAME,...] [--keep DIR]
 
-The models are in $TOKENMILL_TEST_MODELS, the goldens in $TOKENMILL_TEST_SHARED. Exits with 77, "not run", where either is unset; with 1 when a check fails. --only narrows to the named checks (see the output),
---keep leaves what the engine wrote in DIR.
+The models are in $TOKENMILL_TEST_MODELS, the goldens in $TOKENMILL_TEST_SHARED. Exits with 77, "not run", where either
+is unset; with 1 when a check fails. --only narrows to the named checks (see the output), --keep leaves what the engine
+wrote in DIR.
 """
 
 import argparse

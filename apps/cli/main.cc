@@ -1,5 +1,6 @@
 // tokenmill: the command line over the public C++ API.
 #include <CLI/CLI.hpp>
+#include <algorithm>
 #include <cstdio>
 #include <exception>
 #include <string>
@@ -16,6 +17,21 @@ namespace {
 int report(const std::string& message, int code) {
   std::fprintf(stderr, "%s %s\n", style(stderr, "tokenmill: error:", Style::kError).c_str(), message.c_str());
   return code;
+}
+
+// "--mem-fraction-statc": the engine's nearest option is most often what was meant.
+int report_unknown(const CLI::App& app) {
+  std::string message;
+  for (const std::string& argument : app.remaining(/*recurse=*/true)) {
+    message += (message.empty() ? "unexpected argument " : ", ") + argument;
+    if (!argument.starts_with("--")) continue;
+    std::string name = argument.substr(2, argument.find('=') - 2);
+    std::replace(name.begin(), name.end(), '-', '_');
+    std::string nearest(nearest_server_args_field(name));
+    std::replace(nearest.begin(), nearest.end(), '_', '-');
+    if (!nearest.empty()) message += " (the nearest engine option is --" + nearest + ")";
+  }
+  return report(message + "; run with --help for what there is", kExitUsage);
 }
 
 int run_command(const std::vector<Command>& commands) {
@@ -43,6 +59,8 @@ int run(int argc, char** argv) {
                                          add_bench(app),    add_verify(app), add_version(app)};
   try {
     app.parse(argc, argv);
+  } catch (const CLI::ExtrasError&) {
+    return report_unknown(app);
   } catch (const CLI::ParseError& error) {
     return app.exit(error) == 0 ? kExitOk : kExitUsage;  // prints help to stdout, errors to stderr
   } catch (const std::exception& error) {

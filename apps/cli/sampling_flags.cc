@@ -122,9 +122,9 @@ const Field kFields[] = {
     {"bad_words", "text", Text::kStrings, "never generate this; may be repeated", TM_FIELD(bad_words)},
     {"allowed_token_ids", "int,int,...", Text::kInts, "generate these tokens only", TM_FIELD(allowed_token_ids)},
     {"sampling_seed", "int", Text::kJson, "the same seed gives the same tokens (also: seed)", TM_FIELD(sampling_seed)},
+    {"stream_interval", "int", Text::kJson, "tokens a streamed chunk", TM_FIELD(stream_interval)},
 };
 #undef TM_FIELD
-// stream_interval has no row: as a flag it is the engine's, and joined outputs have no use for it.
 
 size_t edit_distance(std::string_view a, std::string_view b) {
   std::vector<size_t> row(b.size() + 1);
@@ -193,6 +193,7 @@ void set_from_flag(const Field& field, SamplingParams& params, const std::vector
 
 void add_sampling_flags(CLI::App& app, SamplingParams& params) {
   for (const Field& field : kFields) {
+    if (field.name == std::string_view("stream_interval")) continue;  // that flag is the engine's
     std::string flag(field.name);
     std::replace(flag.begin(), flag.end(), '_', '-');
     CLI::Option* option = nullptr;

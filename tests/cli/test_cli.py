@@ -60,6 +60,11 @@ class Usage(unittest.TestCase):
         result = run("generate", "-m", MODEL, "x", "--top-p", "1.5")
         self.assertIn("top_p must be in (0, 1], got 1.5.", result.stderr)
 
+    def test_an_unknown_flag_names_the_nearest(self):
+        result = run("generate", "-m", MODEL, "x", "--mem-fraction-statc", "0.5")
+        self.assertEqual(result.returncode, 2)
+        self.assertIn("--mem-fraction-static", result.stderr)
+
     def test_missing_model_is_1(self):
         for args in (["info", "no/such/model"], ["generate", "-m", "./no-such.gguf", "x"],
                      ["tokenize", "-m", "./no-such.gguf", "x"]):

@@ -57,7 +57,9 @@ void expect_death(std::function<void()> fail, const char* message) {
   EXPECT_LOAD_ERROR((void)engine.generate(ids_request({1}, 1)), ErrorKind::kRuntime, "The engine has stopped");
   EXPECT_LOAD_ERROR((void)engine.flush_cache(), ErrorKind::kRuntime, "The engine has stopped");
   engine.abort_all();
-  EXPECT_EQ(engine.stats().at("aborted"), 4);
+  const auto stats = engine.stats();
+  EXPECT_EQ(stats.at("finished") + stats.at("aborted"), 4);  // the short one may have finished before
+  EXPECT_GE(stats.at("aborted"), 3);
   engine.shutdown();
 }
 

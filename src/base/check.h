@@ -17,7 +17,7 @@ class InvariantError : public std::logic_error {
 
 }  // namespace tokenmill
 
-#define TM_CHECK(condition) \
-  do {                      \
+#define TM_CHECK(condition)                                                      \
+  do {                                                                           \
     if (!(condition)) ::tokenmill::check_failed(__FILE__, __LINE__, #condition); \
   } while (0)

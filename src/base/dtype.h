@@ -16,23 +16,33 @@ constexpr size_t size_of(DType dtype) { return dtype == DType::kF32 || dtype == 
 
 // How a checkpoint stores one weight tensor. The block formats are ggml's (ggml-common.h is the layout's source).
 enum class WeightType : uint8_t {
-  kF32, kF16, kBF16,
-  kQ8_0, kQ4_0, kQ4_1, kQ5_0, kQ5_1,  // blocks of 32 values
-  kQ2K, kQ3K, kQ4K, kQ5K, kQ6K,       // super-blocks of 256 values
+  kF32,
+  kF16,
+  kBF16,
+  kQ8_0,
+  kQ4_0,
+  kQ4_1,
+  kQ5_0,
+  kQ5_1,  // blocks of 32 values
+  kQ2K,
+  kQ3K,
+  kQ4K,
+  kQ5K,
+  kQ6K,  // super-blocks of 256 values
 };
 
 struct WeightTypeInfo {
-  const char* name;     // as GGUF tools print it: "Q4_K"
-  int block_values;     // values a block
-  int block_bytes;      // bytes a block
+  const char* name;  // as GGUF tools print it: "Q4_K"
+  int block_values;  // values a block
+  int block_bytes;   // bytes a block
   bool quantized;
 };
 
 // Order follows WeightType.
 inline constexpr WeightTypeInfo kWeightTypes[] = {
-    {"F32", 1, 4, false},    {"F16", 1, 2, false},   {"BF16", 1, 2, false},  {"Q8_0", 32, 34, true},
-    {"Q4_0", 32, 18, true},  {"Q4_1", 32, 20, true}, {"Q5_0", 32, 22, true}, {"Q5_1", 32, 24, true},
-    {"Q2_K", 256, 84, true}, {"Q3_K", 256, 110, true}, {"Q4_K", 256, 144, true}, {"Q5_K", 256, 176, true},
+    {"F32", 1, 4, false},     {"F16", 1, 2, false},     {"BF16", 1, 2, false},    {"Q8_0", 32, 34, true},
+    {"Q4_0", 32, 18, true},   {"Q4_1", 32, 20, true},   {"Q5_0", 32, 22, true},   {"Q5_1", 32, 24, true},
+    {"Q2_K", 256, 84, true},  {"Q3_K", 256, 110, true}, {"Q4_K", 256, 144, true}, {"Q5_K", 256, 176, true},
     {"Q6_K", 256, 210, true},
 };
 constexpr const WeightTypeInfo& info(WeightType type) { return kWeightTypes[static_cast<int>(type)]; }

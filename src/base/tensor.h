@@ -32,8 +32,8 @@ struct Matrix {
 struct RawTensor {
   std::string name;  // canonical (checkpoint/checkpoint.h), for messages
   WeightType type = WeightType::kF32;
-  std::vector<int64_t> shape;        // outermost first: a linear layer is [out_features, in_features]
-  const std::byte* data = nullptr;   // inside a mapped file, or inside `owned`
+  std::vector<int64_t> shape;       // outermost first: a linear layer is [out_features, in_features]
+  const std::byte* data = nullptr;  // inside a mapped file, or inside `owned`
   std::shared_ptr<const std::vector<std::byte>> owned;
 
   int64_t rows() const { return shape.size() > 1 ? shape[0] : 1; }

@@ -15,11 +15,11 @@ namespace tokenmill {
 //   kv:  [0 ........ kv_len - q_len) cached   [kv_len - q_len ... kv_len) written by this step
 struct BatchRow {
   uint64_t sequence_id = 0;
-  int32_t q_len = 0;         // >= 1
-  int32_t kv_len = 0;        // tokens held after this step, >= q_len
-  int32_t token_begin = 0;   // first of its q_len tokens in Batch::tokens
-  int32_t block_begin = 0;   // first of its blocks in Batch::block_tables
-  int32_t num_blocks = 0;    // ceil(kv_len / page_size)
+  int32_t q_len = 0;        // >= 1
+  int32_t kv_len = 0;       // tokens held after this step, >= q_len
+  int32_t token_begin = 0;  // first of its q_len tokens in Batch::tokens
+  int32_t block_begin = 0;  // first of its blocks in Batch::block_tables
+  int32_t num_blocks = 0;   // ceil(kv_len / page_size)
 };
 
 // Copies the first `num_rows` token rows of one physical block into another, before the forward pass: the matched part
@@ -30,8 +30,8 @@ struct BlockCopy {
 
 // What penalties look at. Owned by the sequence, updated when a token is committed.
 struct TokenCounts {
-  std::vector<int32_t> prompt_ids;                       // distinct, sorted
-  std::vector<std::pair<int32_t, int32_t>> output_ids;   // (id, count), distinct, sorted by id
+  std::vector<int32_t> prompt_ids;                      // distinct, sorted
+  std::vector<std::pair<int32_t, int32_t>> output_ids;  // (id, count), distinct, sorted by id
 };
 
 // How to sample from one row's last token (or token `token_index`).
@@ -41,28 +41,28 @@ struct SamplingRow {
   int32_t top_k = 0;        // 0: off
   float top_p = 1, min_p = 0;
   float frequency_penalty = 0, presence_penalty = 0, repetition_penalty = 1;
-  uint64_t seed = 0;          // Philox key; the counter is (sample_index, position)
+  uint64_t seed = 0;  // Philox key; the counter is (sample_index, position)
   uint32_t sample_index = 0;
-  uint32_t position = 0;      // absolute position of the token being drawn
-  const TokenCounts* counts = nullptr;                                    // non-null iff a penalty is on
-  const std::vector<std::pair<int32_t, float>>* logit_bias = nullptr;     // null: none
-  const std::vector<int32_t>* banned_ids = nullptr;                       // masked now (bad_words, EOS before min)
-  const std::vector<int32_t>* banned_ids_more = nullptr;                  // a second list, so that neither is copied
-  const std::vector<int32_t>* allowed_ids = nullptr;                      // null: all; sorted
+  uint32_t position = 0;                                               // absolute position of the token being drawn
+  const TokenCounts* counts = nullptr;                                 // non-null iff a penalty is on
+  const std::vector<std::pair<int32_t, float>>* logit_bias = nullptr;  // null: none
+  const std::vector<int32_t>* banned_ids = nullptr;                    // masked now (bad_words, EOS before min)
+  const std::vector<int32_t>* banned_ids_more = nullptr;               // a second list, so that neither is copied
+  const std::vector<int32_t>* allowed_ids = nullptr;                   // null: all; sorted
   bool want_logprob = false;
-  int32_t top_logprobs = 0;                                  // 0: none
-  const std::vector<int32_t>* logprob_ids = nullptr;         // logprobs of these ids
+  int32_t top_logprobs = 0;                           // 0: none
+  const std::vector<int32_t>* logprob_ids = nullptr;  // logprobs of these ids
 };
 
 struct Batch {
   uint64_t step = 0;
-  std::vector<int32_t> tokens;        // all rows' new tokens, row after row
-  std::vector<int32_t> positions;     // absolute, same length as tokens
+  std::vector<int32_t> tokens;     // all rows' new tokens, row after row
+  std::vector<int32_t> positions;  // absolute, same length as tokens
   std::vector<BatchRow> rows;
-  std::vector<int32_t> block_tables;  // physical block ids, row after row
-  std::vector<BlockCopy> copies;      // in order
-  std::vector<SamplingRow> sampling;  // rows that finish their prompt or decode this step
-  std::vector<int32_t> sampling_rows; // index into rows, one a SamplingRow
+  std::vector<int32_t> block_tables;   // physical block ids, row after row
+  std::vector<BlockCopy> copies;       // in order
+  std::vector<SamplingRow> sampling;   // rows that finish their prompt or decode this step
+  std::vector<int32_t> sampling_rows;  // index into rows, one a SamplingRow
 };
 
 struct SampledToken {

@@ -1,10 +1,11 @@
 // The only list of device operations. Every backend (cpu/, cuda/) implements all of it; tests/ops compares each with a
 // naive fp32 reference. Shapes are [rows, cols]; T = tokens of the step, H = hidden size.
 //
-// Numerics. Activations between ops are fp32 on the CPU. Matrix products take their inputs in the weight's compute type:
-// fp32 weights: fp32. bf16 weights: the input is rounded to bf16, products are accumulated in fp32 in the canonical
-// order of ops/cpu/linear.h. Quantised weights: the input is quantised to int8 with one scale a row and 32 values.
-// Every row's result is independent of the other rows, of T, of the page size and of the number of threads, bit for bit.
+// Numerics. Activations between ops are fp32 on the CPU. Matrix products take their inputs in the weight's compute
+// type: fp32 weights: fp32. bf16 weights: the input is rounded to bf16, products are accumulated in fp32 in the
+// canonical order of ops/cpu/linear.h. Quantised weights: the input is quantised to int8 with one scale a row and 32
+// values. Every row's result is independent of the other rows, of T, of the page size and of the number of threads, bit
+// for bit.
 #pragma once
 
 #include <cstddef>
@@ -31,8 +32,8 @@ class Weight {
  public:
   virtual ~Weight() = default;
   int64_t n = 0, k = 0;
-  size_t bytes = 0;      // resident bytes of the packed form
-  std::string name;      // for messages
+  size_t bytes = 0;  // resident bytes of the packed form
+  std::string name;  // for messages
 };
 
 // RMS norm parameters: y = x * rsqrt(mean(x^2) + eps) * weight. Gemma's 1 + w is added at load.
@@ -68,7 +69,7 @@ struct RopeKvArgs {
 };
 
 struct AttentionArgs {
-  Matrix q;            // [T, >= q_heads * head_dim] fp32 (a view into qkv)
+  Matrix q;  // [T, >= q_heads * head_dim] fp32 (a view into qkv)
   int32_t q_heads = 0;
   KvLayer kv;
   float scale = 1;
@@ -78,11 +79,11 @@ struct AttentionArgs {
 };
 
 struct LinearArgs {
-  Matrix x;                           // [T, k] fp32
-  const Norm* input_norm = nullptr;   // applied to every row of x first
-  const Weight* weight = nullptr;     // [n, k]
-  bool add_to_out = false;            // out += instead of out =
-  Matrix out;                         // [T, n] fp32, must not alias x
+  Matrix x;                          // [T, k] fp32
+  const Norm* input_norm = nullptr;  // applied to every row of x first
+  const Weight* weight = nullptr;    // [n, k]
+  bool add_to_out = false;           // out += instead of out =
+  Matrix out;                        // [T, n] fp32, must not alias x
 };
 
 // out = act(norm(x) gate^T) * (norm(x) up^T)
@@ -125,8 +126,8 @@ class Backend {
   virtual void embed(std::span<const int32_t> ids, const Weight& table, float scale, Matrix out) = 0;
   // Rows `rows[i]` of x to row i of out.
   virtual void gather_rows(Matrix x, std::span<const int32_t> rows, Matrix out) = 0;
-  virtual void rms_norm(Matrix x, const Norm& norm, Matrix out) = 0;        // out may be x
-  virtual void add_rms_norm(Matrix x, const Norm& norm, Matrix sum) = 0;    // sum += norm(x): sandwich norms
+  virtual void rms_norm(Matrix x, const Norm& norm, Matrix out) = 0;      // out may be x
+  virtual void add_rms_norm(Matrix x, const Norm& norm, Matrix sum) = 0;  // sum += norm(x): sandwich norms
   virtual void linear(const LinearArgs& args) = 0;
   virtual void gated_linear(const GatedLinearArgs& args) = 0;
   // cos/sin(position * inv_freq) * factor, the product rounded to fp32 first, as transformers does.

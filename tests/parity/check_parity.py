@@ -26,7 +26,8 @@ TINY_FIELDS = "greedy16,last_logits,argmax_per_pos,prompt_logprobs,last_hidden"
 # name, model, golden, the checker's mode, dtype
 GEN = [
     ("gen-smollm2-f32", "smollm2-135m-f32", "smollm2_f32", "f32", "float32"),
-    ("gen-smollm2-sharded-f32", "smollm2-135m-bf16-sharded", "smollm2_f32", "f32", "float32"),
+    # Rounded to bf16, the weights are not the golden's: 0.7 of the values change, so fp32 arithmetic is judged as bf16.
+    ("gen-smollm2-sharded", "smollm2-135m-bf16-sharded", "smollm2_f32", "bf16", "float32"),
     ("gen-gemma3-f32", "gemma3-270m-f32", "gemma3_f32", "f32", "float32"),
     ("gen-smollm2-bf16", "smollm2-135m-bf16", "smollm2_f32", "bf16", "bfloat16"),
     ("gen-gemma3-bf16", "gemma3-270m-bf16", "gemma3_f32", "bf16", "bfloat16"),

@@ -18,6 +18,7 @@ constexpr uint32_t kMagic = 0x46554747;  // "GGUF"
 constexpr uint64_t kKeyBytesMax = 65535, kTensorNameBytesMax = 1024;
 constexpr uint64_t kDefaultAlignment = 32, kAlignmentMax = 1 << 20;
 constexpr uint32_t kDimensionsMax = 4;
+constexpr size_t kMessageBytesMax = 480;
 constexpr const char* kDamaged = "; the file is damaged or cut short: download it again";
 
 // Bytes of one scalar; 0 for strings, arrays and what GGUF does not know.
@@ -385,9 +386,9 @@ std::string_view GgufFile::require_string(std::string_view key) const {
   fail("lacks the key '" + std::string(key) + "'; convert the model again");
 }
 
-// `what` holds names out of the file.
+// `what` holds names out of the file, of any length.
 void GgufFile::fail(const std::string& what) const {
-  throw Error(ErrorKind::kValue, file_.path() + ": " + printable(what));
+  throw Error(ErrorKind::kValue, file_.path() + ": " + printable(what, kMessageBytesMax));
 }
 
 void GgufFile::fail_type(std::string_view key, const GgufValue& value, const char* wanted) const {

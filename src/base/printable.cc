@@ -45,4 +45,10 @@ std::string printable(std::string_view text) {
   return out;
 }
 
+std::string printable(std::string_view text, size_t bytes_max) {
+  if (text.size() <= bytes_max) return printable(text);
+  const size_t half = bytes_max / 2;
+  return printable(text.substr(0, half)) + " [...] " + printable(text.substr(text.size() - half));
+}
+
 }  // namespace tokenmill

@@ -19,5 +19,10 @@ TEST(Printable, EscapesControlCharactersAndMalformedBytes) {
   EXPECT_EQ(printable(std::string_view("\0x", 2)), "\\x00x");
 }
 
+TEST(Printable, LeavesOutTheMiddleOfLongText) {
+  EXPECT_EQ(printable("0123456789", 10), "0123456789");
+  EXPECT_EQ(printable("key '" + std::string(1000, 'x') + "' twice", 20), "key 'xxxxx [...] xxx' twice");
+}
+
 }  // namespace
 }  // namespace tokenmill

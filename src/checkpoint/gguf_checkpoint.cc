@@ -142,7 +142,7 @@ std::string ggml_type_name(uint32_t type) {
   for (const GgmlType& entry : kGgmlTypes) {
     if (entry.number == type) return entry.name;
   }
-  return "type " + std::to_string(type);
+  return "number " + std::to_string(type);
 }
 
 std::unique_ptr<Checkpoint> open_gguf(const std::string& path, const CheckpointOptions& options) {

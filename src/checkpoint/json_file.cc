@@ -14,6 +14,9 @@ using nlohmann::json;
 
 namespace {
 
+// Copies and prints of a value recurse; no configuration comes near this depth.
+constexpr int kDepthMax = 128;
+
 std::string shown_value(const json& value) { return quote(value.dump(-1, ' ', false, json::error_handler_t::replace)); }
 
 std::string plain(double value) {
@@ -27,7 +30,13 @@ std::string plain(double value) {
 json parse_json_object(std::string_view text, const std::string& source) {
   json parsed;
   try {
-    parsed = json::parse(text);
+    parsed = json::parse(text, [&](int depth, json::parse_event_t, const json&) {
+      if (depth > kDepthMax) {
+        fail_load(source,
+                  "nests deeper than " + std::to_string(kDepthMax) + " levels; write or download the file again");
+      }
+      return true;
+    });
   } catch (const json::exception& e) {
     fail_load(source, "not valid JSON (" + quote(e.what()) + "); write or download the file again");
   }

@@ -6,6 +6,7 @@
 
 #include "checkpoint/checkpoint.h"
 #include "checkpoint/config_json.h"
+#include "checkpoint/json_file.h"
 #include "util/expect_error.h"
 #include "util/temp_folder.h"
 #include "util/tiny_checkpoint.h"
@@ -139,6 +140,12 @@ INSTANTIATE_TEST_SUITE_P(All, TinyConfig,
                            for (char& c : name) c = c == '-' ? '_' : c;
                            return name;
                          });
+
+TEST(CheckpointConfig, DeepNestingIsAnErrorNotAStackOverflow) {
+  const std::string opened(200000, '['), closed(200000, ']');
+  EXPECT_LOAD_ERROR((void)parse_json_object("{\"architectures\": " + opened + closed + "}", "F/config.json"),
+                    ErrorKind::kValue, "F/config.json", "nests deeper than 128 levels");
+}
 
 TEST(CheckpointConfig, RopeScalingsInBothSpellings) {
   for (const char* name : {"llama-rope3", "llama-yarn", "gemma3"}) {

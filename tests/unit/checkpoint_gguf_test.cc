@@ -246,7 +246,7 @@ TEST_F(Gguf, BadTensors) {
   EXPECT_LOAD_ERROR(open(writer), ErrorKind::kUnsupported, "blk.1.ffn_up.weight", "IQ4_NL", "Q6_K");
   writer.remove("blk.1.ffn_up.weight");
   writer.add_tensor("blk.1.ffn_up.weight", 77, {64, 32}, std::string(64 * 18, '\0'));
-  EXPECT_LOAD_ERROR(open(writer), ErrorKind::kUnsupported, "blk.1.ffn_up.weight", "type 77");
+  EXPECT_LOAD_ERROR(open(writer), ErrorKind::kUnsupported, "blk.1.ffn_up.weight", "type number 77");
   writer.remove("blk.1.ffn_up.weight");
   writer.add_tensor("blk.1.ffn_up.weight", 0, {32, 64}, std::string(64 * 32 * 4, '\0'));
   EXPECT_LOAD_ERROR(open(writer), ErrorKind::kValue, "blk.1.ffn_up.weight", "[64, 32]", "[32, 64]");

@@ -1,5 +1,6 @@
 #include "text/tokenizer.h"
 
+#include <algorithm>
 #include <limits>
 #include <utility>
 
@@ -17,7 +18,9 @@ Tokenizer::Impl::~Impl() {
 
 void Tokenizer::Impl::ensure_sized() const {
   std::call_once(sized, [this] {
-    vocab_size = tm_tokenizer_vocab_size(shim);
+    // No model has ids from here on; a damaged file may, and one slot an id would take all memory.
+    static constexpr int64_t kVocabMax = int64_t{1} << 24;
+    vocab_size = std::min(tm_tokenizer_vocab_size(shim), kVocabMax);
     token_bytes = std::make_unique<std::atomic<const std::string*>[]>(static_cast<size_t>(vocab_size));
   });
 }

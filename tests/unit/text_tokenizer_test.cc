@@ -131,6 +131,22 @@ std::string load_error(const std::string& name, const std::string& content) {
   return "";
 }
 
+TEST(TokenizerTest, AnImpossibleIdTakesNoMemory) {
+  const auto folder = std::filesystem::path(::testing::TempDir()) / "tokenmill_text_huge_id";
+  std::filesystem::remove_all(folder);
+  std::filesystem::copy(data_path("bpe"), folder);
+  std::string json = read_file(data_path("bpe/tokenizer.json"));
+  const std::string vocab = "\"vocab\":";
+  const size_t at = json.find('{', json.find(vocab));
+  ASSERT_NE(at, std::string::npos);
+  json.insert(at + 1, "\"zqzq\": 4294967295,");
+  std::ofstream(folder / "tokenizer.json", std::ios::binary) << json;
+  const auto tokenizer = Tokenizer::from_folder(folder.string());
+  EXPECT_EQ(tokenizer->vocab_size(), 1 << 24);
+  EXPECT_FALSE(tokenizer->token_bytes(65).empty());
+  EXPECT_TRUE(tokenizer->token_bytes(1 << 24).empty());
+}
+
 TEST(TokenizerTest, BadFilesGiveOneLineWithTheFile) {
   const std::string json = read_file(data_path("bpe/tokenizer.json"));
   const std::vector<std::pair<std::string, std::string>> cases = {

@@ -133,11 +133,11 @@ TEST(EngineCancel, FlushWaitsForNobody) {
   ASSERT_TRUE(becomes_idle(engine));
   EXPECT_TRUE(engine.flush_cache());
   const std::lock_guard lock(mutex);
-  const auto has = [&](const char* text) {
-    return std::any_of(lines.begin(), lines.end(), [&](const auto& line) { return line.find(text) != line.npos; });
+  const auto times = [&](const char* text) {
+    return std::count_if(lines.begin(), lines.end(), [&](const auto& line) { return line.find(text) != line.npos; });
   };
-  EXPECT_TRUE(has("TP0] Cache not flushed because there are pending requests. #queue-req: 0, #running-req: 1"));
-  EXPECT_TRUE(has("TP0] Cache flushed successfully!"));
+  EXPECT_EQ(times("TP0] Cache not flushed because there are pending requests. #queue-req: 0, #running-req: 1"), 1);
+  EXPECT_EQ(times("TP0] Cache flushed successfully!"), 1);
 }
 
 }  // namespace

@@ -189,11 +189,9 @@ TEST(Scheduler, FlushesOnlyWhenIdle) {
   World world(World::defaults(16, 1024));
   world.submit(numbers(1, 100), 10);
   EXPECT_FALSE(world.scheduler->flush_cache());
-  EXPECT_EQ(world.lines.back(), "Cache not flushed because there are pending requests. #queue-req: 1, #running-req: 0");
   world.run();
   EXPECT_GT(world.scheduler->stats().blocks_cached, 0);
   EXPECT_TRUE(world.scheduler->flush_cache());
-  EXPECT_EQ(world.lines.back(), "Cache flushed successfully!");
   EXPECT_EQ(world.scheduler->stats().blocks_free, 64);
 }
 

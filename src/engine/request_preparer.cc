@@ -112,7 +112,7 @@ std::shared_ptr<RequestState> RequestPreparer::make_state(const Request& request
   const SamplingParams& params = request.sampling_params;
   auto state = std::make_shared<RequestState>();
   state->number = number;
-  state->rid = request.rid.value_or("tm-" + std::to_string(number));
+  state->rid = request.rid.value_or("");
   state->num_samples = params.n;
   state->stream = request.stream;
   state->return_prompt_token_ids = request.return_prompt_token_ids;
@@ -199,7 +199,8 @@ std::vector<SequenceSpec> RequestPreparer::prepare(const Request& request, Reque
   }
   spec.no_stop_trim = params.no_stop_trim;
   for (const auto& [id, bias] : params.logit_bias) {
-    spec.logit_bias.emplace_back(static_cast<int32_t>(id), static_cast<float>(bias));
+    // Bounded, so that no logit becomes infinite, divided by the smallest temperature either.
+    spec.logit_bias.emplace_back(static_cast<int32_t>(id), static_cast<float>(std::clamp(bias, -1e30, 1e30)));
   }
   fill_bans(params, spec);
   if (params.allowed_token_ids) spec.allowed_ids = sorted_ids(*params.allowed_token_ids);

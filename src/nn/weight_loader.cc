@@ -50,7 +50,12 @@ std::unique_ptr<Weight> WeightLoader::linear(std::initializer_list<Part> parts, 
     const std::vector<float> values = vector(part.name + ".bias", part.rows);
     bias.insert(bias.end(), values.begin(), values.end());
   }
-  std::unique_ptr<Weight> weight = backend_.pack(tensors, bias, packing_);
+  std::unique_ptr<Weight> weight;
+  try {
+    weight = backend_.pack(tensors, bias, packing_);
+  } catch (const Error& error) {  // the backend knows tensors, not where they came from
+    throw Error(error.kind(), checkpoint_.resolved_path() + ": " + error.what());
+  }
   weight_bytes_ += weight->bytes;
   for (const RawTensor* tensor : tensors) done_with(*tensor);
   return weight;

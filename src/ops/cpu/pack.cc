@@ -218,7 +218,8 @@ std::unique_ptr<Weight> CpuBackend::pack(std::span<const RawTensor* const> parts
     int64_t row_in_part = 0;
     const RawTensor* const part = part_of_row(parts, bad_row, row_in_part);
     throw Error(ErrorKind::kValue, "Tensor " + part->name + " holds NaN or infinity in row " +
-                                       std::to_string(row_in_part) + ": the file is damaged, or its weights overflow.");
+                                       std::to_string(row_in_part) +
+                                       "; the file is damaged, or its weights overflow: fetch it again.");
   }
   return weight;
 }

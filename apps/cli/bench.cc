@@ -161,14 +161,18 @@ void print_text(const BenchReport& report) {
 }
 
 void check_settings(const BenchSettings& settings) {
-  const auto need = [](bool good, const char* rule) {
-    if (!good) throw UsageError(rule);
+  // Bounds that no machine reaches, so that a slip of the finger does not eat its memory or time.
+  const auto need = [](const char* flag, int64_t value, int64_t least, int64_t most) {
+    if (value >= least && value <= most) return;
+    throw UsageError(std::string(flag) + " must be in [" + std::to_string(least) + ", " + std::to_string(most) +
+                     "], got " + std::to_string(value));
   };
-  need(settings.prefill_length >= 1, "--prefill-length must be at least 1");
-  need(settings.input_length >= 1, "--input-length must be at least 1");
-  need(settings.output_length >= 2, "--output-length must be at least 2");
-  need(settings.repeat >= 1, "--repeat must be at least 1");
-  for (const int64_t batch : settings.batch_sizes) need(batch >= 1, "--batch-sizes must be at least 1");
+  static constexpr int64_t kTokensMax = int64_t{1} << 24, kBatchMax = 65536, kRepeatMax = 10000;
+  need("--prefill-length", settings.prefill_length, 1, kTokensMax);
+  need("--input-length", settings.input_length, 1, kTokensMax);
+  need("--output-length", settings.output_length, 2, kTokensMax);
+  need("--repeat", settings.repeat, 1, kRepeatMax);
+  for (const int64_t batch : settings.batch_sizes) need("--batch-sizes", batch, 1, kBatchMax);
 }
 
 void note(const std::string& text) {

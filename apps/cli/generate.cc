@@ -132,6 +132,8 @@ int stream_one(Engine& engine, Request request) {
   MetaInfo last;
   while (std::optional<Output> chunk = stream.next()) {
     std::cout << chunk->text << std::flush;
+    if (!std::cout) break;
+    if (interrupted()) stream.abort();  // Ctrl-C may have come before there was anything to abort
     last = std::move(chunk->meta_info);
   }
   std::cout << std::endl;
@@ -195,6 +197,7 @@ int run_batch(Engine& engine, const std::vector<InputItem>& items, const Generat
         take_output(output, static_cast<int64_t>(position), items[position], writer, counts);
       }
       bar.update(counts.done, counts.tokens);
+      if (interrupted()) engine.abort_all();  // what came in after Ctrl-C too
       if (submitted.valid() && submitted.wait_for(std::chrono::seconds(0)) == std::future_status::ready) {
         submitted.get();  // rethrows what the whole call was refused for
       }
@@ -244,8 +247,10 @@ int run_generate(GenerateOptions& options, bool log_level_given) {
   }
   if (!log_level_given) options.server_args.log_level = "warning";
   check_server_args(options.server_args);
-  const std::vector<InputItem> items = collect_items(options);
   const bool as_json = wants_json(options);
+  options.base.return_logprob |= options.base.top_logprobs_num != 0;
+  if (options.base.return_logprob && !as_json) throw UsageError("logprobs need --format jsonl");
+  const std::vector<InputItem> items = collect_items(options);
   ResultWriter writer(options.output, as_json);
   Engine engine(options.server_args);
   int code = kExitOk;
@@ -274,7 +279,7 @@ Command add_generate(CLI::App& parent) {
   app->add_option("--system", options->system, "System message; implies --chat");
   app->add_flag("--return-logprob", options->base.return_logprob, "Logprobs of the generated tokens (jsonl)");
   app->add_option("--top-logprobs-num", options->base.top_logprobs_num,
-                  "The likeliest tokens of each step too (jsonl)");
+                  "The likeliest tokens of each step too; implies --return-logprob (jsonl)");
   app->add_flag("--no-progress", options->no_progress, "No progress bar");
   add_sampling_flags(*app, options->base.sampling_params);
   add_server_args_flags(*app, options->server_args);

@@ -38,6 +38,8 @@ void install_interrupt_handler() {
   sigemptyset(&action.sa_mask);
   sigaction(SIGINT, &action, nullptr);
   sigaction(SIGTERM, &action, nullptr);
+  // A closed pipe is an error of the write, which is reported, and no silent end.
+  std::signal(SIGPIPE, SIG_IGN);
 }
 
 bool interrupted() { return g_interrupted.load(); }

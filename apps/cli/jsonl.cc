@@ -21,9 +21,10 @@ InputItem parse_item(const json& line, const Request& base) {
       ++sources;
     } else if (key == "input_ids") {
       if (!value.is_array() || !std::all_of(value.begin(), value.end(), [](const json& id) {
-            return id.is_number_integer() && id.get<int64_t>() >= INT32_MIN && id.get<int64_t>() <= INT32_MAX;
+            if (id.is_number_unsigned()) return id.get<uint64_t>() <= INT32_MAX;
+            return id.is_number_integer() && id.get<int64_t>() >= INT32_MIN;
           })) {
-        throw Error(ErrorKind::kType, "input_ids must be a list of int.");
+        throw Error(ErrorKind::kType, "input_ids must be a list of 32-bit int.");
       }
       item.request.input_ids = value.get<std::vector<int32_t>>();
       ++sources;
@@ -93,7 +94,7 @@ std::vector<InputItem> read_requests(std::istream& in, const std::string& source
     if (text.find_first_not_of(" \t\r") == std::string::npos) continue;
     const std::string where = source + ": line " + std::to_string(line) + ": ";
     try {
-      items.push_back(parse_item(json::parse(text), base));
+      items.push_back(parse_item(parse_json(text), base));
     } catch (const json::exception& error) {
       throw Error(ErrorKind::kValue, where + "not a JSON object: " + error.what());
     } catch (const Error& error) {
@@ -120,6 +121,16 @@ ordered_json output_to_json(const Output& output) {
   put_logprobs(meta, "input_token_ids_logprobs", info.input_token_ids_logprobs);
   put_logprobs(meta, "output_token_ids_logprobs", info.output_token_ids_logprobs);
   return {{"text", output.text}, {"output_ids", output.output_ids}, {"meta_info", std::move(meta)}};
+}
+
+json parse_json(std::string_view text) {
+  static constexpr int kDepthMax = 128;
+  return json::parse(text, [](int depth, json::parse_event_t, const json&) {
+    if (depth > kDepthMax) {
+      throw Error(ErrorKind::kValue, "JSON values must nest at most " + std::to_string(kDepthMax) + " levels deep.");
+    }
+    return true;
+  });
 }
 
 std::string dump_line(const ordered_json& value) {

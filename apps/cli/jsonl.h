@@ -7,6 +7,7 @@
 #include <istream>
 #include <nlohmann/json.hpp>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "tokenmill/engine.h"
@@ -23,6 +24,9 @@ struct InputItem {
 std::vector<InputItem> read_requests(std::istream& in, const std::string& source, const Request& base);
 
 nlohmann::ordered_json output_to_json(const Output& output);
+
+// Throws json::exception, or Error(kValue) where values nest too deep to be copied and printed safely.
+nlohmann::json parse_json(std::string_view text);
 
 // JSON on one line; invalid UTF-8 becomes U+FFFD.
 std::string dump_line(const nlohmann::ordered_json& value);

@@ -8,6 +8,7 @@
 
 #include "cli/command.h"
 #include "cli/interrupt.h"
+#include "cli/nearest.h"
 #include "cli/terminal.h"
 #include "tokenmill/engine.h"
 
@@ -19,17 +20,32 @@ int report(const std::string& message, int code) {
   return code;
 }
 
-// "--mem-fraction-statc": the engine's nearest option is most often what was meant.
+// The subcommand's option that an unknown one is nearest to: "--mem-fraction-statc", "--temprature".
+std::string nearest_option(const CLI::App& command, const std::string& option) {
+  std::vector<std::string> names;
+  for (const CLI::Option* known : command.get_options()) {
+    for (const std::string& name : known->get_lnames()) names.push_back("--" + name);
+  }
+  return names.empty() ? "" : nearest_of(option, names);
+}
+
 int report_unknown(const CLI::App& app) {
-  std::string message;
-  for (const std::string& argument : app.remaining(/*recurse=*/true)) {
-    message += (message.empty() ? "unexpected argument " : ", ") + argument;
-    if (!argument.starts_with("--")) continue;
-    std::string name = argument.substr(2, argument.find('=') - 2);
-    std::replace(name.begin(), name.end(), '-', '_');
-    std::string nearest(nearest_server_args_field(name));
-    std::replace(nearest.begin(), nearest.end(), '_', '-');
-    if (!nearest.empty()) message += " (the nearest engine option is --" + nearest + ")";
+  const std::vector<std::string> extras = app.remaining(/*recurse=*/true);
+  // The value of an unknown option is left over too; the option is what matters.
+  auto at = std::find_if(extras.begin(), extras.end(), [](const std::string& text) { return text.starts_with("--"); });
+  if (at == extras.end()) at = extras.begin();
+  std::string message = "unexpected argument " + *at;
+  if (at->starts_with("--")) {
+    const std::string option = at->substr(0, at->find('='));
+    std::string field = option.substr(2);
+    std::replace(field.begin(), field.end(), '-', '_');
+    if (is_unneeded_server_args_field(field)) {
+      return report(option + ": " + unknown_server_args_field_message(field), kExitUsage);
+    }
+    for (const CLI::App* command : app.get_subcommands()) {
+      const std::string nearest = nearest_option(*command, option);
+      if (!nearest.empty()) message += " (the nearest option is " + nearest + ")";
+    }
   }
   return report(message + "; run with --help for what there is", kExitUsage);
 }
@@ -40,7 +56,8 @@ int run_command(const std::vector<Command>& commands) {
     try {
       const int code = command.run();
       // A full disk or a closed pipe shows here at the latest; success must not be claimed then.
-      if (std::fflush(stdout) != 0) return report("cannot write to standard output", kExitFailure);
+      if (std::fflush(stdout) != 0 || std::ferror(stdout) != 0)
+        return report("cannot write to standard output", kExitFailure);
       return code;
     } catch (const UsageError& error) {
       return report(error.what(), kExitUsage);
@@ -62,7 +79,8 @@ int run(int argc, char** argv) {
   } catch (const CLI::ExtrasError&) {
     return report_unknown(app);
   } catch (const CLI::ParseError& error) {
-    return app.exit(error) == 0 ? kExitOk : kExitUsage;  // prints help to stdout, errors to stderr
+    const int code = app.exit(error) == 0 ? kExitOk : kExitUsage;  // prints help to stdout, errors to stderr
+    return std::fflush(stdout) == 0 ? code : report("cannot write to standard output", kExitFailure);
   } catch (const std::exception& error) {
     return report(error.what(), kExitUsage);  // an option's own check
   }

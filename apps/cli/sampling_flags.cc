@@ -3,11 +3,12 @@
 #include <CLI/CLI.hpp>
 #include <algorithm>
 #include <nlohmann/json.hpp>
-#include <numeric>
 #include <string>
 #include <utility>
 #include <vector>
 
+#include "cli/jsonl.h"
+#include "cli/nearest.h"
 #include "tokenmill/error.h"
 
 namespace tokenmill::cli {
@@ -126,34 +127,15 @@ const Field kFields[] = {
 };
 #undef TM_FIELD
 
-size_t edit_distance(std::string_view a, std::string_view b) {
-  std::vector<size_t> row(b.size() + 1);
-  std::iota(row.begin(), row.end(), size_t{0});
-  for (size_t i = 1; i <= a.size(); ++i) {
-    size_t diagonal = std::exchange(row[0], i);
-    for (size_t j = 1; j <= b.size(); ++j) {
-      const size_t substituted = diagonal + (a[i - 1] == b[j - 1] ? 0 : 1);
-      diagonal = row[j];
-      row[j] = std::min({row[j] + 1, row[j - 1] + 1, substituted});
-    }
-  }
-  return row.back();
-}
-
 const Field& find_field(std::string_view name) {
   if (name == "seed") name = "sampling_seed";
-  const Field* nearest = nullptr;
-  size_t least = SIZE_MAX;
+  std::vector<std::string> names;
   for (const Field& field : kFields) {
-    const size_t distance = edit_distance(name, field.name);
-    if (distance < least) {
-      least = distance;
-      nearest = &field;
-    }
+    if (name == field.name) return field;
+    names.emplace_back(field.name);
   }
-  if (least == 0) return *nearest;
-  throw Error(ErrorKind::kType,
-              "Unknown sampling parameter '" + std::string(name) + "'; did you mean '" + nearest->name + "'?");
+  throw Error(ErrorKind::kType, "Unknown sampling parameter '" + std::string(name) + "'; did you mean '" +
+                                    nearest_of(name, names) + "'?");
 }
 
 void set_field(const Field& field, SamplingParams& params, const json& value) {
@@ -172,9 +154,9 @@ json json_from_flag(const Field& field, const std::vector<std::string>& texts) {
     case Text::kStrings:
       return texts;
     case Text::kInts:
-      return json::parse("[" + text + "]");
+      return parse_json("[" + text + "]");
     case Text::kJson:
-      return json::parse(text == "None" ? "null" : text);
+      return parse_json(text == "None" ? "null" : text);
   }
   return nullptr;
 }

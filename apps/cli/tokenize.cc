@@ -1,6 +1,7 @@
 // tokenmill tokenize: text to ids and back with a model's own tokenizer; no weight is loaded.
 #include <CLI/CLI.hpp>
 #include <cstdio>
+#include <exception>
 #include <iostream>
 #include <iterator>
 #include <memory>
@@ -22,11 +23,16 @@ struct TokenizeOptions {
 std::vector<int32_t> parse_ids(const std::string& text) {
   const size_t start = text.find_first_not_of(" \t\n");
   const bool bracketed = start != std::string::npos && text[start] == '[';
-  const auto list = nlohmann::json::parse(bracketed ? text : "[" + text + "]", nullptr, /*allow_exceptions=*/false);
+  nlohmann::json list;
+  try {
+    list = parse_json(bracketed ? text : "[" + text + "]");
+  } catch (const std::exception&) {
+    list = nullptr;
+  }
   if (!list.is_array()) throw UsageError("--decode takes ids such as 1,2,3 or [1, 2, 3]");
   std::vector<int32_t> ids;
   for (const auto& id : list) {
-    if (!id.is_number_integer() || id.get<int64_t>() < 0 || id.get<int64_t>() > INT32_MAX) {
+    if (!id.is_number_unsigned() || id.get<uint64_t>() > INT32_MAX) {
       throw UsageError("--decode takes ids such as 1,2,3 or [1, 2, 3]; got " + id.dump());
     }
     ids.push_back(id.get<int32_t>());

@@ -103,6 +103,8 @@ std::span<const ServerArgsField> server_args_fields();
 const ServerArgsField* find_server_args_field(std::string_view name);
 // The nearest known field name, for error messages.
 std::string_view nearest_server_args_field(std::string_view name);
+// Whether it is an SGLang option that has no meaning here.
+bool is_unneeded_server_args_field(std::string_view name);
 // What to say of a name that is no field: an SGLang option that is not needed here, or the nearest known name.
 std::string unknown_server_args_field_message(std::string_view name);
 // "ServerArgs(model_path='…', …)"; an api_key is not spelt out.

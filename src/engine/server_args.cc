@@ -282,9 +282,13 @@ const ServerArgsField* find_server_args_field(std::string_view name) {
 
 std::string_view nearest_server_args_field(std::string_view name) { return nearest_name(name, table().names); }
 
+bool is_unneeded_server_args_field(std::string_view name) {
+  return std::find(kUnneededFields.begin(), kUnneededFields.end(), name) != kUnneededFields.end();
+}
+
 std::string unknown_server_args_field_message(std::string_view name) {
   const std::string quoted = python_repr(name);
-  if (std::find(kUnneededFields.begin(), kUnneededFields.end(), name) != kUnneededFields.end()) {
+  if (is_unneeded_server_args_field(name)) {
     return quoted +
            " is not needed here and can be removed: it chooses among parts of SGLang that tokenmill does not "
            "have.";

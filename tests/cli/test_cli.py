@@ -50,7 +50,9 @@ class Usage(unittest.TestCase):
                      ["generate", "-m", MODEL, "x", "--page-size", "3"], ["generate", "-m", MODEL, "x", "--input", "y"],
                      ["verify", "--kind", "none", "--in", "a", "--out", "b"],
                      ["verify", "--kind", "gen", "--in", "a", "--out", "b"],
-                     ["bench", "-m", MODEL, "--batch-sizes", "0"]):
+                     ["bench", "-m", MODEL, "--batch-sizes", "0"],
+                     ["bench", "-m", MODEL, "--batch-sizes", "1,999999999999999"],
+                     ["bench", "-m", MODEL, "--prefill-length", "1000000000000000"]):
             result = run(*args)
             self.assertEqual(result.returncode, 2, (args, result.stderr))
             self.assertEqual(result.stdout, "", args)
@@ -64,6 +66,22 @@ class Usage(unittest.TestCase):
         result = run("generate", "-m", MODEL, "x", "--mem-fraction-statc", "0.5")
         self.assertEqual(result.returncode, 2)
         self.assertIn("--mem-fraction-static", result.stderr)
+
+    def test_an_unknown_flag_names_sampling_flags_too(self):
+        result = run("generate", "-m", MODEL, "x", "--temprature", "0.5")
+        self.assertEqual(result.returncode, 2)
+        self.assertIn("--temperature", result.stderr)
+
+    def test_an_option_that_is_not_needed_here_says_so(self):
+        result = run("generate", "-m", MODEL, "x", "--attention-backend", "fa3")
+        self.assertEqual(result.returncode, 2)
+        self.assertIn("--attention-backend", result.stderr)
+        self.assertIn("is not needed here and can be removed", result.stderr)
+
+    def test_logprobs_in_text_are_wrong_usage(self):
+        result = run("generate", "-m", MODEL, "x", "--return-logprob")
+        self.assertEqual(result.returncode, 2)
+        self.assertIn("jsonl", result.stderr)
 
     def test_missing_model_is_1(self):
         for args in (["info", "no/such/model"], ["generate", "-m", "./no-such.gguf", "x"],
@@ -186,6 +204,45 @@ class Generate(unittest.TestCase):
         self.assertLess(len(done), 3001)
         for line in done:
             self.assertNotEqual(line["meta_info"]["finish_reason"]["type"], "abort")
+
+    def test_deep_nesting_is_an_error(self):
+        for line in ('{"prompt":' + "[" * 200000 + "]" * 200000 + "}",
+                     '{"input_ids":[1],"custom_id":' + '{"a":' * 200000 + "1" + "}" * 200001):
+            result = run("generate", *IDS_ONLY, "--input", "-", stdin=line + "\n")
+            self.assertEqual(result.returncode, 1, result.stderr)
+            self.assertIn("line 1", result.stderr)
+            self.assertIn("nest at most", result.stderr)
+
+    def test_ids_past_64_bits_are_not_wrapped(self):
+        result = run("generate", *IDS_ONLY, "--input", "-", stdin='{"input_ids":[18446744073709551615]}\n')
+        self.assertEqual(result.returncode, 1)
+        self.assertIn("input_ids must be a list of 32-bit int", result.stderr)
+
+    def test_a_closed_pipe_is_1(self):
+        read_end, write_end = os.pipe()
+        os.close(read_end)
+        item = items({"input_ids": [1, 2, 3], "sampling_params": {"max_new_tokens": 2}})
+        result = subprocess.run([PROGRAM, "generate", *IDS_ONLY, "--input", "-"], input=item, stdout=write_end,
+                                stderr=subprocess.PIPE, text=True, timeout=120)
+        os.close(write_end)
+        self.assertEqual(result.returncode, 1, result.stderr)
+        self.assertIn("standard output: cannot be written", result.stderr)
+
+    def test_damaged_weights_name_the_model(self):
+        with tempfile.TemporaryDirectory() as folder:
+            for name in os.listdir(MODEL):
+                with open(os.path.join(MODEL, name), "rb") as file:
+                    data = bytearray(file.read())
+                if name == "model.safetensors":  # every value past the header is a NaN
+                    begin = 8 + int.from_bytes(data[:8], "little")
+                    data[begin:] = b"\xff" * (len(data) - begin)
+                with open(os.path.join(folder, name), "wb") as file:
+                    file.write(data)
+            result = run("generate", "-m", folder, "--skip-tokenizer-init", "--input", "-",
+                         stdin=items({"input_ids": [1]}))
+            self.assertEqual(result.returncode, 1)
+            self.assertIn("NaN", result.stderr)
+            self.assertIn(folder, result.stderr)
 
     def test_unwritable_output_is_1(self):
         result = run("generate", *IDS_ONLY, "--input", "-", "--output", "/dev/full", "--max-new-tokens", "1",

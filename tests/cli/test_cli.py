@@ -205,6 +205,12 @@ class Generate(unittest.TestCase):
         for line in done:
             self.assertNotEqual(line["meta_info"]["finish_reason"]["type"], "abort")
 
+    def test_a_huge_logit_bias_forces_its_token(self):
+        params = {"max_new_tokens": 2, "temperature": 0.5, "logit_bias": {"7": 1e300, "9": -1e300}}
+        result = run("generate", *IDS_ONLY, "--input", "-", stdin=items({"input_ids": [1], "sampling_params": params}))
+        self.assertEqual(result.returncode, 0, result.stderr)
+        self.assertEqual(lines(result.stdout)[0]["output_ids"], [7, 7])
+
     def test_deep_nesting_is_an_error(self):
         for line in ('{"prompt":' + "[" * 200000 + "]" * 200000 + "}",
                      '{"input_ids":[1],"custom_id":' + '{"a":' * 200000 + "1" + "}" * 200001):

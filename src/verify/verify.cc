@@ -1,6 +1,7 @@
 #include "verify/verify.h"
 
 #include <exception>
+#include <nlohmann/json.hpp>
 
 #include "tokenmill/error.h"
 #include "verify/kinds.h"
@@ -38,6 +39,9 @@ int run(const VerifyOptions& options, std::ostream& err) {
 int run_verify(const VerifyOptions& options, std::ostream& err) {
   try {
     return run(options, err);
+  } catch (const nlohmann::json::exception& error) {
+    err << "error: " << options.in << ": is not what --kind " << options.kind << " reads: " << error.what() << "\n";
+    return 1;
   } catch (const std::exception& error) {
     err << "error: " << error.what() << "\n";
     return 1;

@@ -70,6 +70,7 @@ std::vector<double> kept_probabilities(std::vector<double> logits, const Samplin
     }
   }
   const double peak = *std::max_element(logits.begin(), logits.end());
+  if (peak == -kInfinity) return std::vector<double>(vocab, std::nan(""));  // every id is masked
   std::vector<double> weights(vocab);
   for (size_t id = 0; id < vocab; ++id) {
     weights[id] = row.temperature > 0 ? std::exp((logits[id] - peak) / row.temperature) : (logits[id] == peak ? 1 : 0);
@@ -232,6 +233,7 @@ TEST(Sample, MatchesTheBruteForceReference) {
       EXPECT_TRUE(token.invalid);
       continue;
     }
+    ASSERT_FALSE(token.invalid) << "trial " << trial;
     if (row.temperature == 0) {
       EXPECT_GT(probabilities[static_cast<size_t>(token.token)], 0) << "trial " << trial;
       continue;

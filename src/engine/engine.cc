@@ -81,11 +81,12 @@ std::vector<Request> one(Request request) {
   return requests;
 }
 
-const Tokenizer& require_tokenizer(const EngineCore& core) {
-  if (core.tokenizer() == nullptr) {
+std::shared_ptr<const Tokenizer> require_tokenizer(const EngineCore& core) {
+  std::shared_ptr<const Tokenizer> tokenizer = core.tokenizer();
+  if (tokenizer == nullptr) {
     throw Error(ErrorKind::kValue, "The engine was initialized with skip_tokenizer_init=True and has no tokenizer.");
   }
-  return *core.tokenizer();
+  return tokenizer;
 }
 
 std::shared_ptr<Engine::Impl> load(ServerArgs args) {
@@ -121,12 +122,6 @@ std::shared_ptr<Engine::Impl> load_or_throw_error(ServerArgs args) {
 }
 
 }  // namespace
-
-Engine make_engine(ServerArgs args, EngineParts parts) {
-  auto core = std::make_shared<EngineCore>(resolve_server_args(std::move(args)), std::move(parts));
-  core->start();
-  return Engine(std::make_shared<Engine::Impl>(std::move(core)));
-}
 
 Engine::Engine(ServerArgs args) : impl_(load_or_throw_error(std::move(args))) {}
 
@@ -209,31 +204,27 @@ std::string Engine::server_info_json() const {
 }
 
 std::vector<int32_t> Engine::encode_text(std::string_view text, bool add_special_tokens) const {
-  return require_tokenizer(*impl_->core).encode(text, add_special_tokens);
+  return require_tokenizer(*impl_->core)->encode(text, add_special_tokens);
 }
 
 std::string Engine::decode_ids(const std::vector<int32_t>& ids, bool skip_special_tokens) const {
-  return require_tokenizer(*impl_->core).decode(ids, skip_special_tokens);
+  return require_tokenizer(*impl_->core)->decode(ids, skip_special_tokens);
 }
 
 std::string Engine::apply_chat_template(const std::string& messages_json, bool add_generation_prompt,
                                         const std::string& kwargs_json) const {
-  require_tokenizer(*impl_->core);
+  (void)require_tokenizer(*impl_->core);
   nlohmann::ordered_json kwargs = nlohmann::ordered_json::parse(kwargs_json, nullptr, false);
   if (!kwargs.is_object()) {
     throw Error(ErrorKind::kValue, "kwargs must be a JSON object, got " + kwargs_json + ".");
   }
   if (!kwargs.contains("add_generation_prompt")) kwargs["add_generation_prompt"] = add_generation_prompt;
-  return impl_->core->preparer().apply_chat_template(messages_json, kwargs.dump());
+  return impl_->core->preparer()->apply_chat_template(messages_json, kwargs.dump());
 }
 
 std::vector<int32_t> Engine::eos_token_ids() const { return impl_->core->eos_token_ids(); }
 
-std::optional<int32_t> Engine::bos_token_id() const {
-  const EngineCore& core = *impl_->core;
-  if (core.tokenizer() && core.tokenizer()->bos_token_id()) return core.tokenizer()->bos_token_id();
-  return core.model_config().bos_token_id;
-}
+std::optional<int32_t> Engine::bos_token_id() const { return impl_->core->bos_token_id(); }
 
 int64_t Engine::vocab_size() const { return impl_->core->model_config().vocab_size; }
 int64_t Engine::context_length() const { return *impl_->core->args().context_length; }

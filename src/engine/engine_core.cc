@@ -93,7 +93,9 @@ EngineCore::EngineCore(ServerArgs args, EngineParts parts)
       tokenizer_(parts.tokenizer),
       model_config_(parts.model->config()),
       eos_token_ids_(union_eos(model_config_, tokenizer_.get())),
-      preparer_(preparer_options(args_, parts, model_config_, eos_token_ids_)),
+      bos_token_id_(tokenizer_ && tokenizer_->bos_token_id() ? tokenizer_->bos_token_id() : model_config_.bos_token_id),
+      preparer_(std::make_shared<const RequestPreparer>(preparer_options(args_, parts, model_config_, eos_token_ids_))),
+      check_every_step_(parts.check_every_step),
       weight_bytes_(static_cast<int64_t>(parts.model->weight_bytes())),
       backend_description_(parts.backend->description()),
       outputs_({.tokenizer = tokenizer_,
@@ -158,19 +160,21 @@ void EngineCore::run() {
 bool EngineCore::wait_for_work() {
   std::unique_lock lock(inbox_.mutex);
   const auto ready = [&] {
-    return inbox_.stopping || !inbox_.units.empty() || !inbox_.aborts.empty() || !inbox_.flushes.empty();
+    return inbox_.stopping || !inbox_.units.empty() || !inbox_.aborts.empty() || !inbox_.tasks.empty();
   };
   if (!scheduler_->has_work()) inbox_.arrived.wait(lock, ready);
   return !inbox_.stopping;
 }
 
 bool EngineCore::step() {
+  TM_CHECK(scheduler_ != nullptr);
   clock_.begin_step();
   admit();
   clock_.end_part(StepClock::kAdmit);
   const Batch* const batch = scheduler_->schedule();
   clock_.end_part(StepClock::kSchedule);
   if (batch != nullptr) execute(*batch);
+  if (check_every_step_) scheduler_->check_integrity();
   const bool told = publish();
   clock_.end_part(StepClock::kPublish);
   clock_.end_step(batch != nullptr);
@@ -190,12 +194,12 @@ void EngineCore::check_progress(bool progressed) {
 void EngineCore::admit() {
   std::vector<AdmissionUnit> units;
   std::vector<std::shared_ptr<RequestState>> aborts;
-  std::vector<std::promise<bool>> flushes;
+  std::vector<std::packaged_task<bool()>> tasks;
   {
     const std::lock_guard lock(inbox_.mutex);
     units.swap(inbox_.units);
     aborts.swap(inbox_.aborts);
-    flushes.swap(inbox_.flushes);
+    tasks.swap(inbox_.tasks);
     inbox_.queued += std::exchange(inbox_.waiting, 0);
   }
   for (AdmissionUnit& unit : units) {
@@ -220,18 +224,18 @@ void EngineCore::admit() {
       scheduler_->abort(state->first_sequence_id + static_cast<uint64_t>(i), "The request was aborted.");
     }
   }
-  for (std::promise<bool>& flush : flushes) {
-    const bool flushed = scheduler_->flush_cache();
-    const SchedulerStats stats = scheduler_->stats();
-    if (flushed) {
-      logger_.info("Cache flushed successfully!");
-    } else {
-      logger_.warning(
-          fmt::format("Cache not flushed because there are pending requests. #queue-req: {}, #running-req: {}",
-                      stats.queue, stats.running));
-    }
-    flush.set_value(flushed);
+  for (std::packaged_task<bool()>& task : tasks) task();
+}
+
+bool EngineCore::flush_between_steps() {
+  if (scheduler_->flush_cache()) {
+    logger_.info("Cache flushed successfully!");
+    return true;
   }
+  const SchedulerStats stats = scheduler_->stats();
+  logger_.warning(fmt::format("Cache not flushed because there are pending requests. #queue-req: {}, #running-req: {}",
+                              stats.queue, stats.running));
+  return false;
 }
 
 // One forward pass and its commit. What the model cannot compute ends this step's requests; what breaks an invariant or
@@ -298,15 +302,13 @@ void EngineCore::close(const Error& error) {
     if (!closed_) closed_ = error;
     for (const auto& [rid, state] : registry_) states.push_back(state);
   }
-  std::vector<std::promise<bool>> flushes;
   {
     const std::lock_guard lock(inbox_.mutex);
     inbox_.stopping = true;
     inbox_.units.clear();
     inbox_.aborts.clear();
-    flushes.swap(inbox_.flushes);
+    inbox_.tasks.clear();  // whoever waits for one sees a broken promise
   }
-  for (std::promise<bool>& flush : flushes) flush.set_exception(std::make_exception_ptr(error));
   inbox_.arrived.notify_all();
   inbox_.room.notify_all();
   // In the order of submission, so that a list's first request tells of the failure.
@@ -331,9 +333,15 @@ void EngineCore::shutdown() {
   }
   outputs_.stop();
   if (!threaded) outputs_.drain();
+  outputs_.release_tokenizer();
   sequences_.clear();
   scheduler_.reset();
   runner_.reset();
+  {
+    const std::lock_guard registry_lock(registry_mutex_);
+    preparer_.reset();
+    tokenizer_.reset();
+  }
   shut_down_ = true;
 }
 

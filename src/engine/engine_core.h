@@ -10,6 +10,7 @@
 #include <atomic>
 #include <condition_variable>
 #include <cstdint>
+#include <functional>
 #include <future>
 #include <list>
 #include <map>
@@ -44,6 +45,7 @@ struct EngineParts {
   std::string chat_template;                   // "": the tokenizer's own
   int64_t available_before_load = 0;           // bytes; 0: not known
   Logger::Sink log_sink;                       // null: stderr
+  bool check_every_step = false;               // check_integrity() after each step: for tests, it reads all blocks
 };
 
 class EngineCore {
@@ -68,11 +70,14 @@ class EngineCore {
   // One turn of the loop; false when there was nothing to do. Without start(): deliver() then tells the outputs.
   bool step();
   void deliver() { outputs_.drain(); }
-  void check_integrity() const { scheduler_->check_integrity(); }  // while no thread runs
+  // Between two steps of the engine thread; throws InvariantError when scheduler and cache contradict each other.
+  void check_integrity();
 
   const ServerArgs& args() const { return args_; }
-  const RequestPreparer& preparer() const { return preparer_; }
-  const std::shared_ptr<const Tokenizer>& tokenizer() const { return tokenizer_; }
+  // Null with skip_tokenizer_init. Both throw Error once the engine was shut down and has freed them.
+  std::shared_ptr<const Tokenizer> tokenizer() const;
+  std::shared_ptr<const RequestPreparer> preparer() const;
+  std::optional<int32_t> bos_token_id() const { return bos_token_id_; }
   const std::vector<int32_t>& eos_token_ids() const { return eos_token_ids_; }
   const ModelConfig& model_config() const { return model_config_; }
   const Logger& logger() const { return logger_; }
@@ -97,9 +102,9 @@ class EngineCore {
     std::condition_variable room;     // for feeders
     std::vector<AdmissionUnit> units;
     std::vector<std::shared_ptr<RequestState>> aborts;
-    std::vector<std::promise<bool>> flushes;
-    int64_t waiting = 0;  // requests in units
-    int64_t queued = 0;   // sequences that wait in the scheduler, as of the last step
+    std::vector<std::packaged_task<bool()>> tasks;  // what a caller wants done between two steps
+    int64_t waiting = 0;                            // requests in units
+    int64_t queued = 0;                             // sequences that wait in the scheduler, as of the last step
     bool stopping = false;
   };
   // A list call longer than the window: a thread that tokenises and feeds it.
@@ -116,16 +121,23 @@ class EngineCore {
   bool publish();
   void die(const std::string& message);
   void check_progress(bool progressed);
+  bool flush_between_steps();
 
   // Callers.
   std::vector<std::string> register_states(const std::vector<std::shared_ptr<RequestState>>& states);
   void forget(const RequestState& state);
-  void submit_single(const Request& request, const std::shared_ptr<RequestState>& state);
-  void submit_unit(const std::vector<Request>& requests, const std::vector<std::shared_ptr<RequestState>>& states);
-  void feed(std::vector<Request> requests, std::vector<std::shared_ptr<RequestState>> states);
-  void start_feeder(std::vector<Request> requests, std::vector<std::shared_ptr<RequestState>> states);
-  void prepare_range(const std::vector<Request>& requests, const std::vector<std::shared_ptr<RequestState>>& states,
-                     size_t begin, size_t end, AdmissionUnit& unit, std::vector<Delta>& errors) const;
+  bool ask(std::function<bool()> task);
+  void submit_single(const RequestPreparer& preparer, const Request& request,
+                     const std::shared_ptr<RequestState>& state);
+  void submit_unit(const RequestPreparer& preparer, const std::vector<Request>& requests,
+                   const std::vector<std::shared_ptr<RequestState>>& states);
+  void feed(const RequestPreparer& preparer, std::vector<Request> requests,
+            std::vector<std::shared_ptr<RequestState>> states);
+  void start_feeder(std::shared_ptr<const RequestPreparer> preparer, std::vector<Request> requests,
+                    std::vector<std::shared_ptr<RequestState>> states);
+  void prepare_range(const RequestPreparer& preparer, const std::vector<Request>& requests,
+                     const std::vector<std::shared_ptr<RequestState>>& states, size_t begin, size_t end,
+                     AdmissionUnit& unit, std::vector<Delta>& errors) const;
   bool enqueue(AdmissionUnit unit, std::vector<Delta>& rejected);
   template <class Wanted>
   void abort_where(Wanted wanted);
@@ -137,10 +149,12 @@ class EngineCore {
 
   ServerArgs args_;
   Logger logger_;
-  std::shared_ptr<const Tokenizer> tokenizer_;
+  std::shared_ptr<const Tokenizer> tokenizer_;  // shutdown() lets go of it, under registry_mutex_
   ModelConfig model_config_;
   std::vector<int32_t> eos_token_ids_;
-  RequestPreparer preparer_;
+  std::optional<int32_t> bos_token_id_;
+  std::shared_ptr<const RequestPreparer> preparer_;  // as tokenizer_
+  bool check_every_step_ = false;
   int64_t max_total_num_tokens_ = 0, kv_bytes_per_token_ = 0, weight_bytes_ = 0;
   std::string backend_description_;
 
@@ -156,6 +170,7 @@ class EngineCore {
   std::unordered_map<std::string, std::shared_ptr<RequestState>> registry_;
   std::optional<Error> closed_;  // why nothing more is taken; under registry_mutex_
   uint64_t next_number_ = 0;     // under registry_mutex_
+  uint64_t next_rid_ = 0;        // under registry_mutex_
 
   mutable std::mutex stats_mutex_;
   SchedulerStats scheduler_stats_;

@@ -20,7 +20,4 @@ class Engine::Impl {
   double start_s = 0;  // of the constructor, all in all
 };
 
-// An engine over parts made elsewhere: tests give it a model of their own.
-Engine make_engine(ServerArgs args, EngineParts parts);
-
 }  // namespace tokenmill

@@ -36,7 +36,8 @@ void EngineCore::check_open() const {
 
 std::vector<std::string> EngineCore::submit(std::vector<Request> requests, std::shared_ptr<Call> call, bool single) {
   check_open();
-  for (const Request& request : requests) preparer_.check(request);
+  const std::shared_ptr<const RequestPreparer> preparer = this->preparer();  // lives on if shutdown() comes meanwhile
+  for (const Request& request : requests) preparer->check(request);
   if (requests.empty()) return {};
   uint64_t number = 0;
   {
@@ -49,7 +50,7 @@ std::vector<std::string> EngineCore::submit(std::vector<Request> requests, std::
   states.reserve(requests.size());
   int64_t index = 0;
   for (const Request& request : requests) {
-    states.push_back(preparer_.make_state(request, number++));
+    states.push_back(preparer->make_state(request, number++));
     states.back()->call = call;
     states.back()->first_index = index;
     states.back()->submitted = now;
@@ -60,11 +61,11 @@ std::vector<std::string> EngineCore::submit(std::vector<Request> requests, std::
     for (size_t i = 0; i < requests.size(); ++i) log_receive(requests[i], *states[i]);
   }
   if (single) {
-    submit_single(requests.front(), states.front());
+    submit_single(*preparer, requests.front(), states.front());
   } else if (requests.size() <= kWindowPrompts) {
-    submit_unit(requests, states);
+    submit_unit(*preparer, requests, states);
   } else {
-    start_feeder(std::move(requests), std::move(states));
+    start_feeder(preparer, std::move(requests), std::move(states));
   }
   return ids;
 }
@@ -74,10 +75,18 @@ std::vector<std::string> EngineCore::register_states(const std::vector<std::shar
   ids.reserve(states.size());
   const std::lock_guard lock(registry_mutex_);
   if (closed_) throw *closed_;
-  std::unordered_set<std::string_view> own;
+  std::unordered_set<std::string> own;
   for (const auto& state : states) {
+    if (state->rid.empty()) continue;
     if (registry_.contains(state->rid) || !own.insert(state->rid).second) {
       throw Error(ErrorKind::kValue, "Duplicate request ID detected: " + state->rid);
+    }
+  }
+  for (const auto& state : states) {
+    // An id of ours steps aside for the caller's own, in this list or running.
+    while (state->rid.empty()) {
+      std::string rid = "tm-" + std::to_string(next_rid_++);
+      if (!registry_.contains(rid) && !own.contains(rid)) state->rid = std::move(rid);
     }
   }
   for (const auto& state : states) {
@@ -93,10 +102,11 @@ void EngineCore::forget(const RequestState& state) {
   registry_.erase(state.rid);
 }
 
-void EngineCore::submit_single(const Request& request, const std::shared_ptr<RequestState>& state) {
+void EngineCore::submit_single(const RequestPreparer& preparer, const Request& request,
+                               const std::shared_ptr<RequestState>& state) {
   try {
     AdmissionUnit unit;
-    unit.push_back({.state = state, .specs = preparer_.prepare(request, *state)});
+    unit.push_back({.state = state, .specs = preparer.prepare(request, *state)});
     std::vector<Delta> rejected;
     enqueue(std::move(unit), rejected);
     if (!rejected.empty()) throw Error(ErrorKind::kRuntime, rejected.front().event.finish->message);
@@ -107,17 +117,17 @@ void EngineCore::submit_single(const Request& request, const std::shared_ptr<Req
   }
 }
 
-void EngineCore::submit_unit(const std::vector<Request>& requests,
+void EngineCore::submit_unit(const RequestPreparer& preparer, const std::vector<Request>& requests,
                              const std::vector<std::shared_ptr<RequestState>>& states) {
   AdmissionUnit unit;
   std::vector<Delta> errors;
-  prepare_range(requests, states, 0, requests.size(), unit, errors);
+  prepare_range(preparer, requests, states, 0, requests.size(), unit, errors);
   enqueue(std::move(unit), errors);
   outputs_.post_now(std::move(errors));
 }
 
 // Tokenises [begin, end), on several threads where it pays; the results are in input order.
-void EngineCore::prepare_range(const std::vector<Request>& requests,
+void EngineCore::prepare_range(const RequestPreparer& preparer, const std::vector<Request>& requests,
                                const std::vector<std::shared_ptr<RequestState>>& states, size_t begin, size_t end,
                                AdmissionUnit& unit, std::vector<Delta>& errors) const {
   const size_t count = end - begin;
@@ -132,7 +142,7 @@ void EngineCore::prepare_range(const std::vector<Request>& requests,
         continue;
       }
       try {
-        prepared[i] = {.state = state, .specs = preparer_.prepare(requests[begin + i], *state)};
+        prepared[i] = {.state = state, .specs = preparer.prepare(requests[begin + i], *state)};
       } catch (const std::exception& error) {
         messages[i] = error.what();
       }
@@ -172,7 +182,8 @@ bool EngineCore::enqueue(AdmissionUnit unit, std::vector<Delta>& rejected) {
   return true;
 }
 
-void EngineCore::start_feeder(std::vector<Request> requests, std::vector<std::shared_ptr<RequestState>> states) {
+void EngineCore::start_feeder(std::shared_ptr<const RequestPreparer> preparer, std::vector<Request> requests,
+                              std::vector<std::shared_ptr<RequestState>> states) {
   const std::lock_guard lock(feeders_mutex_);
   for (auto feeder = feeders_.begin(); feeder != feeders_.end();) {
     if (feeder->done) feeder->thread.join();
@@ -184,14 +195,17 @@ void EngineCore::start_feeder(std::vector<Request> requests, std::vector<std::sh
     if (inbox_.stopping) return;
   }
   Feeder& feeder = feeders_.emplace_back();
-  feeder.thread = std::thread([this, &feeder, requests = std::move(requests), states = std::move(states)]() mutable {
-    feed(std::move(requests), std::move(states));
+  feeder.thread = std::thread([this, &feeder, preparer = std::move(preparer), requests = std::move(requests),
+                               states = std::move(states)]() mutable {
+    feed(*preparer, std::move(requests), std::move(states));
+    preparer.reset();
     feeder.done = true;
   });
 }
 
 // Keeps up to a window of the list waiting in the scheduler, until all of it went in.
-void EngineCore::feed(std::vector<Request> requests, std::vector<std::shared_ptr<RequestState>> states) {
+void EngineCore::feed(const RequestPreparer& preparer, std::vector<Request> requests,
+                      std::vector<std::shared_ptr<RequestState>> states) {
   const auto window = std::min(static_cast<int64_t>(kWindowPrompts), queue_limit());
   for (size_t begin = 0; begin < requests.size();) {
     const auto wanted = static_cast<int64_t>(begin == 0 ? static_cast<size_t>(window)
@@ -204,7 +218,7 @@ void EngineCore::feed(std::vector<Request> requests, std::vector<std::shared_ptr
     const size_t end = std::min(requests.size(), begin + static_cast<size_t>(wanted));
     AdmissionUnit unit;
     std::vector<Delta> errors;
-    prepare_range(requests, states, begin, end, unit, errors);
+    prepare_range(preparer, requests, states, begin, end, unit, errors);
     for (size_t i = begin; i < end; ++i) {
       requests[i] = {};
       states[i].reset();
@@ -260,23 +274,47 @@ bool EngineCore::flush_cache() {
   if (outputs_.on_this_thread()) {
     throw Error(ErrorKind::kRuntime, "flush_cache() cannot be called from on_output.");
   }
-  std::future<bool> flushed;
+  return ask([this] { return flush_between_steps(); });
+}
+
+void EngineCore::check_integrity() {
+  ask([this] {
+    scheduler_->check_integrity();
+    return true;
+  });
+}
+
+// Has the engine thread run a task between two steps, and waits for what it returns or throws.
+bool EngineCore::ask(std::function<bool()> task) {
+  std::future<bool> answer;
   {
     const std::lock_guard lock(inbox_.mutex);
-    if (!inbox_.stopping) flushed = inbox_.flushes.emplace_back().get_future();
+    if (!inbox_.stopping) answer = inbox_.tasks.emplace_back(std::move(task)).get_future();
   }
-  if (!flushed.valid()) {
+  if (!answer.valid()) {
     check_open();
     throw Error(ErrorKind::kRuntime, "The engine was shut down.");
   }
   inbox_.arrived.notify_one();
   if (!thread_.joinable()) admit();  // driven by hand
   try {
-    return flushed.get();
-  } catch (const std::future_error&) {  // the engine died before it came to it
+    return answer.get();
+  } catch (const std::future_error&) {  // the engine ended before it came to it
     check_open();
-    throw Error(ErrorKind::kRuntime, "The engine stopped before the cache was flushed.");
+    throw Error(ErrorKind::kRuntime, "The engine was shut down.");
   }
+}
+
+std::shared_ptr<const Tokenizer> EngineCore::tokenizer() const {
+  const std::lock_guard lock(registry_mutex_);
+  if (!preparer_) throw *closed_;
+  return tokenizer_;
+}
+
+std::shared_ptr<const RequestPreparer> EngineCore::preparer() const {
+  const std::lock_guard lock(registry_mutex_);
+  if (!preparer_) throw *closed_;
+  return preparer_;
 }
 
 std::map<std::string, double> EngineCore::stats() const {

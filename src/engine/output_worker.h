@@ -50,6 +50,8 @@ class OutputWorker {
   void post_failure(std::vector<std::shared_ptr<RequestState>> requests, const Error& error);
   // Without a thread (tests that drive steps by hand): tells what was posted, on the calling thread.
   void drain();
+  // After stop() (and drain()): nothing more is told.
+  void release_tokenizer() { options_.tokenizer.reset(); }
   bool on_this_thread() const { return std::this_thread::get_id() == thread_id_.load(); }
 
  private:

@@ -35,7 +35,7 @@ struct RequestState {
 
   // Set by submit, then constant.
   std::shared_ptr<Call> call;
-  std::string rid;
+  std::string rid;          // the caller's; else register_states() gives one
   uint64_t number = 0;      // of the request in the engine's life: its group, and the source of its seed
   int64_t first_index = 0;  // Output::index of sample 0
   int64_t num_samples = 1;

@@ -1,7 +1,8 @@
 // The prefix cache through the whole engine: exact counts at every page size, and small pools that give the same bits.
 #include <gtest/gtest.h>
 
-#include <numeric>
+#include <chrono>
+#include <future>
 
 #include "scenarios/shadow_model.h"
 
@@ -39,12 +40,15 @@ TEST_P(EngineCache, DisabledMeansNothingIsShared) {
 
 std::vector<Output> run_small(const std::vector<Request>& requests, std::optional<int64_t> max_total_tokens,
                               std::map<std::string, double>& stats) {
-  Engine engine = make_shadow_engine({.args = {.max_running_requests = 16,
-                                               .max_total_tokens = max_total_tokens,
-                                               .schedule_conservativeness = 0.1,
-                                               .page_size = 16}});
-  auto outputs = engine.generate(requests);
-  stats = engine.stats();
+  OpenEngine open({.args = {.max_running_requests = 16,
+                            .max_total_tokens = max_total_tokens,
+                            .schedule_conservativeness = 0.1,
+                            .page_size = 16}});
+  auto waiting = open.engine.generate_async(requests);
+  while (waiting.wait_for(std::chrono::milliseconds(20)) != std::future_status::ready) open.core->check_integrity();
+  auto outputs = waiting.get();
+  open.core->check_integrity();
+  stats = open.engine.stats();
   return outputs;
 }
 

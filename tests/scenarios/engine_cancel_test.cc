@@ -32,20 +32,24 @@ bool becomes_idle(const Engine& engine) {
   return false;
 }
 
-void expect_all_freed(Engine& engine) {
+void expect_all_freed(OpenEngine& open) {
+  Engine& engine = open.engine;
   ASSERT_TRUE(becomes_idle(engine));
+  EXPECT_NO_THROW(open.core->check_integrity());
   EXPECT_TRUE(engine.flush_cache());
+  EXPECT_NO_THROW(open.core->check_integrity());
   // Two prompts still fit a pool that leaked nothing.
   EXPECT_EQ(engine.generate(ids_request({1, 2, 3}, 2))[0].output_ids, shadow_greedy({1, 2, 3}, 2));
 }
 
 TEST(EngineCancel, CallbackReturnsFalse) {
-  Engine engine = make_shadow_engine(slow_engine());
+  OpenEngine open(slow_engine());
+  Engine& engine = open.engine;
   Request request = ids_request(random_ids(1, 10), 5000);
   request.stream = true;
   std::atomic<int> chunks{0};
   engine.submit(request, [&](Output&&) { return ++chunks < 3; });
-  expect_all_freed(engine);
+  expect_all_freed(open);
   EXPECT_EQ(chunks, 3);
   EXPECT_EQ(engine.stats().at("aborted"), 1);
 }
@@ -54,26 +58,29 @@ TEST(EngineCancel, CallbackThrows) {
   std::atomic<int> logged{0};
   ShadowEngineOptions options = slow_engine();
   options.on_log = [&](const std::string& line) { logged += line.find("on_output threw") != line.npos; };
-  Engine engine = make_shadow_engine(std::move(options));
+  OpenEngine open(std::move(options));
+  Engine& engine = open.engine;
   Request request = ids_request(random_ids(1, 10), 5000);
   request.stream = true;
   engine.submit(request, [](Output&&) -> bool { throw std::runtime_error("mine"); });
-  expect_all_freed(engine);
+  expect_all_freed(open);
   EXPECT_EQ(logged, 1);
 }
 
 TEST(EngineCancel, DroppedStream) {
-  Engine engine = make_shadow_engine(slow_engine());
+  OpenEngine open(slow_engine());
+  Engine& engine = open.engine;
   {
     Stream stream = engine.generate_stream({ids_request({1, 2}, 5000), ids_request({3, 4}, 5000)});
     ASSERT_TRUE(stream.next());
   }
-  expect_all_freed(engine);
+  expect_all_freed(open);
   EXPECT_EQ(engine.stats().at("aborted"), 2);
 }
 
 TEST(EngineCancel, AbortByIdEndsWithAReason) {
-  Engine engine = make_shadow_engine(slow_engine());
+  OpenEngine open(slow_engine());
+  Engine& engine = open.engine;
   Request request = ids_request(random_ids(1, 10), 5000);
   request.rid = "long";
   auto waiting = engine.generate_async({request, ids_request({5, 6}, 5)});
@@ -85,13 +92,14 @@ TEST(EngineCancel, AbortByIdEndsWithAReason) {
   EXPECT_EQ(outputs[0].meta_info.finish_reason->type, FinishReason::Type::kAbort);
   EXPECT_EQ(static_cast<int64_t>(outputs[0].output_ids.size()), outputs[0].meta_info.completion_tokens);
   EXPECT_EQ(outputs[1].output_ids, shadow_greedy({5, 6}, 5));
-  expect_all_freed(engine);
+  expect_all_freed(open);
 }
 
 TEST(EngineCancel, AbortAll) {
   ShadowEngineOptions options = slow_engine();
   options.args.max_running_requests = 2;
-  Engine engine = make_shadow_engine(std::move(options));
+  OpenEngine open(std::move(options));
+  Engine& engine = open.engine;
   std::vector<Request> requests;
   for (uint64_t i = 0; i < 40; ++i) requests.push_back(ids_request(random_ids(i, 6), 1000));
   auto waiting = engine.generate_async(requests);
@@ -100,13 +108,14 @@ TEST(EngineCancel, AbortAll) {
   for (const Output& output : waiting.get()) {
     EXPECT_EQ(output.meta_info.finish_reason->type, FinishReason::Type::kAbort);
   }
-  expect_all_freed(engine);
+  expect_all_freed(open);
 }
 
 TEST(EngineCancel, AbortOfAListThatIsStillBeingFed) {
   ShadowEngineOptions options = slow_engine();
   options.args.max_running_requests = 1;
-  Engine engine = make_shadow_engine(std::move(options));
+  OpenEngine open(std::move(options));
+  Engine& engine = open.engine;
   std::vector<Request> requests;
   for (uint64_t i = 0; i < 6000; ++i) requests.push_back(ids_request({1, 2, static_cast<int32_t>(i % 250)}, 4));
   auto waiting = engine.generate_async(requests);
@@ -114,7 +123,7 @@ TEST(EngineCancel, AbortOfAListThatIsStillBeingFed) {
   int64_t ended = 0;
   for (const Output& output : waiting.get()) ended += output.finished();
   EXPECT_EQ(ended, 6000);
-  expect_all_freed(engine);
+  expect_all_freed(open);
 }
 
 TEST(EngineCancel, FlushWaitsForNobody) {
@@ -125,7 +134,8 @@ TEST(EngineCancel, FlushWaitsForNobody) {
     const std::lock_guard lock(mutex);
     lines.push_back(line);
   };
-  Engine engine = make_shadow_engine(std::move(options));
+  OpenEngine open(std::move(options));
+  Engine& engine = open.engine;
   Stream stream = engine.generate_stream(ids_request({1, 2}, 5000));
   ASSERT_TRUE(stream.next());
   EXPECT_FALSE(engine.flush_cache());

@@ -19,11 +19,12 @@ using namespace std::chrono_literals;
 // An engine whose forward pass `fail` may end, from the time `armed` is set.
 struct FaultyEngine {
   std::shared_ptr<std::atomic<bool>> armed = std::make_shared<std::atomic<bool>>(false);
-  Engine engine;
+  OpenEngine open;
+  Engine& engine = open.engine;
   explicit FaultyEngine(std::function<void()> fail)
-      : engine(make_shadow_engine({.model = {.on_forward = [armed = armed, fail](const Batch&) {
-                                     if (armed->load()) fail();
-                                   }}})) {}
+      : open({.model = {.on_forward = [armed = armed, fail](const Batch&) {
+                if (armed->load()) fail();
+              }}}) {}
 };
 
 TEST(EngineFailure, AFailedForwardEndsItsRequestsOnly) {
@@ -33,10 +34,12 @@ TEST(EngineFailure, AFailedForwardEndsItsRequestsOnly) {
   EXPECT_EQ(output.meta_info.finish_reason->type, FinishReason::Type::kAbort);
   EXPECT_NE(output.meta_info.finish_reason->message.find("device fell over"), std::string::npos);
   *faulty.armed = false;
+  EXPECT_NO_THROW(faulty.open.core->check_integrity());
   // What the failed step was to write is not taken for cached.
   const Output again = faulty.engine.generate(ids_request({1, 2, 3}, 5))[0];
   EXPECT_EQ(again.output_ids, shadow_greedy({1, 2, 3}, 5));
   EXPECT_EQ(again.meta_info.cached_tokens, 0);
+  EXPECT_NO_THROW(faulty.open.core->check_integrity());
 }
 
 void expect_death(std::function<void()> fail, const char* message) {

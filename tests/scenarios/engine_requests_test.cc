@@ -124,6 +124,20 @@ TEST(EngineRequests, DuplicateIdsAndAFullQueue) {
   EXPECT_EQ(engine.generate(twin)[0].output_ids, shadow_greedy({1}, 1));
 }
 
+TEST(EngineRequests, IdsOfOursStepAsideForTheCallers) {
+  ShadowEngineOptions options;
+  options.model.on_forward = [](const Batch&) { std::this_thread::sleep_for(1ms); };
+  Engine engine = make_shadow_engine(std::move(options));
+  Request running = ids_request({1, 2}, 10000);
+  running.rid = "tm-0";
+  Stream stream = engine.generate_stream(running);
+  Request named = ids_request({3}, 1);
+  named.rid = "tm-1";
+  const auto ids = engine.submit({ids_request({4}, 1), named}, [](Output&&) { return true; });
+  EXPECT_EQ(ids, (std::vector<std::string>{"tm-2", "tm-1"}));
+  EXPECT_EQ(engine.generate(ids_request({5}, 1))[0].meta_info.id, "tm-3");
+}
+
 TEST(EngineRequests, SamplesShareAPromptAndASeed) {
   Engine engine = make_shadow_engine({});
   Request request = ids_request(random_ids(1, 40), 8);

@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "engine/engine_impl.h"
+#include "engine/resolve_args.h"
 #include "ops/cpu/kv_layout.h"
 #include "scenarios/shadow_device.h"
 
@@ -213,7 +214,7 @@ std::shared_ptr<const Tokenizer> make_byte_tokenizer() {
   return Tokenizer::from_folder(folder.path());
 }
 
-Engine make_shadow_engine(ShadowEngineOptions options) {
+std::shared_ptr<EngineCore> make_shadow_core(ShadowEngineOptions options) {
   options.args.model_path = "shadow";
   options.args.skip_tokenizer_init = !options.tokenizer;
   if (!options.args.random_seed) options.args.random_seed = 7;
@@ -225,7 +226,19 @@ Engine make_shadow_engine(ShadowEngineOptions options) {
   parts.log_sink = [on_log = std::move(options.on_log)](LogLevel, const std::string& line) {
     if (on_log) on_log(line);
   };
-  return make_engine(std::move(options.args), std::move(parts));
+  parts.check_every_step = true;
+  return std::make_shared<EngineCore>(resolve_server_args(std::move(options.args)), std::move(parts));
+}
+
+OpenEngine::OpenEngine(ShadowEngineOptions options)
+    : core(make_shadow_core(std::move(options))), engine(std::make_shared<Engine::Impl>(core)) {
+  core->start();
+}
+
+Engine make_shadow_engine(ShadowEngineOptions options) {
+  auto core = make_shadow_core(std::move(options));
+  core->start();
+  return Engine(std::make_shared<Engine::Impl>(std::move(core)));
 }
 
 std::vector<int32_t> random_ids(uint64_t seed, int64_t count, int64_t vocab_size) {

@@ -9,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "engine/engine_core.h"
 #include "models/model.h"
 #include "text/tokenizer.h"
 #include "tokenmill/engine.h"
@@ -40,7 +41,18 @@ struct ShadowEngineOptions {
   std::function<void(const std::string&)> on_log = nullptr;  // every log line; null: dropped
 };
 
+// Every step is followed by a check of scheduler and cache, which ends the engine where they contradict each other.
 Engine make_shadow_engine(ShadowEngineOptions options);
+
+// The same without threads: the test calls step() and deliver().
+std::shared_ptr<EngineCore> make_shadow_core(ShadowEngineOptions options);
+
+// An engine whose core a test can look into.
+struct OpenEngine {
+  explicit OpenEngine(ShadowEngineOptions options);
+  std::shared_ptr<EngineCore> core;
+  Engine engine;
+};
 
 // `count` ids drawn from a seed.
 std::vector<int32_t> random_ids(uint64_t seed, int64_t count, int64_t vocab_size = 256);

@@ -88,8 +88,8 @@ class Engine {
   std::map<std::string, double> stats() const;
   // Resolved arguments, sizes and start-up timings, as JSON text.
   std::string server_info_json() const;
-  // Ends waiting calls with Error(kRuntime) and frees model, KV pool and tokenizer: what needs them throws from then on,
-  // facts (stats, server_args, vocab_size …) stay. Idempotent.
+  // Ends waiting calls with Error(kRuntime) and frees model, KV pool and tokenizer: what needs them throws from then
+  // on, facts (stats, server_args, vocab_size …) stay. Idempotent.
   void shutdown();
 
   // Tokenizer. Throws Error(kValue) when the engine was made with skip_tokenizer_init.

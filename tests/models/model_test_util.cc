@@ -9,12 +9,13 @@
 
 #include "models/model.h"
 #include "models/naive_backend.h"
+#include "ops/backend_registry.h"
 
 namespace tokenmill::test {
 
 std::unique_ptr<Backend> make_backend(BackendKind kind, int num_threads) {
   if (kind == BackendKind::kNaive) return std::make_unique<NaiveBackend>();
-  return make_cpu_backend({.num_threads = num_threads, .isa = ""});
+  return tokenmill::make_backend(kind == BackendKind::kCuda ? "cuda" : "cpu", {.num_threads = num_threads, .isa = ""});
 }
 
 std::unique_ptr<Probe> make_probe(const Checkpoint& checkpoint, std::unique_ptr<Backend> backend, Packing packing,

@@ -13,7 +13,7 @@
 
 namespace tokenmill::test {
 
-enum class BackendKind { kNaive, kCpu };
+enum class BackendKind { kNaive, kCpu, kCuda };
 std::unique_ptr<Backend> make_backend(BackendKind kind, int num_threads = 1);
 
 std::unique_ptr<Probe> make_probe(const Checkpoint& checkpoint, std::unique_ptr<Backend> backend, Packing packing,

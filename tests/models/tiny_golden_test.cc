@@ -1,5 +1,5 @@
-// Every tiny checkpoint, in both spellings of config.json, on the naive and the CPU backend, against transformers'
-// numbers (tests/data/tiny/*/golden.json).
+// Every tiny checkpoint, in both spellings of config.json, on the naive, the CPU and the CUDA backend, against
+// transformers' numbers (tests/data/tiny/*/golden.json).
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -9,6 +9,7 @@
 #include <tuple>
 
 #include "models/model_test_util.h"
+#include "ops/backend_registry.h"
 
 namespace tokenmill::test {
 namespace {
@@ -36,6 +37,7 @@ class TinyGolden : public testing::TestWithParam<std::tuple<std::string, std::st
 
 TEST_P(TinyGolden, MatchesTransformers) {
   const auto& [name, config_file, kind] = GetParam();
+  if (kind == BackendKind::kCuda && num_cuda_devices() == 0) GTEST_SKIP() << "not run: no CUDA device";
   const std::filesystem::path source = kTinyFolder / name;
   TemporaryFolder folder;
   for (const char* file : {"model.safetensors", "generation_config.json"}) {
@@ -91,8 +93,8 @@ TEST_P(TinyGolden, MatchesTransformers) {
 
 std::string test_name(const testing::TestParamInfo<TinyGolden::ParamType>& info) {
   const auto& [name, config_file, kind] = info.param;
-  std::string text =
-      name + (config_file == "config.json" ? "_v5" : "_v4") + (kind == BackendKind::kCpu ? "_cpu" : "_naive");
+  const char* const backend = kind == BackendKind::kNaive ? "_naive" : kind == BackendKind::kCpu ? "_cpu" : "_cuda";
+  std::string text = name + (config_file == "config.json" ? "_v5" : "_v4") + backend;
   std::replace(text.begin(), text.end(), '-', '_');
   return text;
 }
@@ -100,7 +102,7 @@ std::string test_name(const testing::TestParamInfo<TinyGolden::ParamType>& info)
 INSTANTIATE_TEST_SUITE_P(All, TinyGolden,
                          testing::Combine(testing::ValuesIn(tiny_models()),
                                           testing::Values("config.json", "config.v4.json"),
-                                          testing::Values(BackendKind::kNaive, BackendKind::kCpu)),
+                                          testing::Values(BackendKind::kNaive, BackendKind::kCpu, BackendKind::kCuda)),
                          test_name);
 
 // An empty folder would make no instances, and so no failures.

@@ -17,19 +17,13 @@
 // a fixed order and the code is the same on every processor, so the same logits give the same token everywhere.
 #pragma once
 
-#include <array>
 #include <cstddef>
 #include <cstdint>
 
 #include "batch/batch.h"
+#include "ops/philox.h"
 
 namespace tokenmill {
-
-// Philox4x32-10 (Salmon et al., SC 2011; the Random123 library's known answers are in its test).
-std::array<uint32_t, 4> philox4x32_10(std::array<uint32_t, 4> counter, std::array<uint32_t, 2> key);
-
-// In [0, 1), 53 bits: counter (sample_index, position, 0, 0), key = seed.
-double uniform_draw(uint64_t seed, uint32_t sample_index, uint32_t position);
 
 size_t sample_scratch_bytes(int64_t vocab);
 

@@ -1,0 +1,314 @@
+// Paged attention for prefill and decode rows alike: online softmax over tiles of 32 keys, K and V of a tile in shared
+// memory as fp32, sums in fp32. Rows with many keys are split over blocks; the last block of a unit merges its splits.
+#include <algorithm>
+
+#include "base/check.h"
+#include "ops/cuda/cuda_backend.h"
+#include "ops/cuda/device_math.cuh"
+#include "ops/cuda/kv_layout.h"
+#include "ops/cuda/launch.cuh"
+#include "ops/cuda/step_plan.h"
+
+namespace tokenmill {
+namespace {
+
+constexpr int kWarps = 4, kThreads = 32 * kWarps;
+constexpr int kTile = 32;  // keys: one a lane
+
+struct AttendArgs {
+  const float* q;
+  float* out;
+  int64_t q_stride, out_stride;
+  int group, head_dim, dims;
+  const std::byte* kv;
+  int64_t block_bytes;
+  int page_shift;
+  const PlanRow* rows;
+  const int32_t* tables;
+  const CudaAttentionItem* items;
+  float scale, softcap;
+  int window;
+  float* partials;
+  int num_partials;  // a KV head
+  int* counters;
+};
+
+// Eight values of a KV row as floats.
+__device__ inline void load8(const uint16_t* source, float* target) {
+  const uint4 v = *reinterpret_cast<const uint4*>(source);
+  const uint32_t pairs[4] = {v.x, v.y, v.z, v.w};
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    target[2 * i] = bf16_low(pairs[i]);
+    target[2 * i + 1] = bf16_high(pairs[i]);
+  }
+}
+__device__ inline void load8(const float* source, float* target) {
+  *reinterpret_cast<float4*>(target) = reinterpret_cast<const float4*>(source)[0];
+  *reinterpret_cast<float4*>(target + 4) = reinterpret_cast<const float4*>(source)[1];
+}
+
+// Which dimension value v of a lane is: runs of up to four neighbours, so that loads are wide.
+template <int kDims>
+__device__ inline int lane_dim(int lane, int v) {
+  constexpr int kRun = kDims / 32 < 4 ? kDims / 32 : 4;
+  return v / kRun * 32 * kRun + lane * kRun + v % kRun;
+}
+
+template <int kDims, int kRows>
+constexpr size_t shared_bytes() {
+  return sizeof(float) * (kTile * (kDims + 4) + kTile * kDims + kRows * kDims + kRows * kTile);
+}
+
+// A partial result: sums [kRows][kDims], then maxima [kRows], then totals [kRows].
+template <int kDims, int kRows>
+inline constexpr int64_t kPartialFloats = kRows * (kDims + 2);
+
+template <int kDims, int kRows>
+__device__ void merge_splits(const AttendArgs& args, const CudaAttentionItem& item, const PlanRow& row, int count,
+                             const float* partials) {
+  constexpr int64_t kFloats = kPartialFloats<kDims, kRows>;
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  for (int r = warp; r < count; r += kWarps) {
+    float peak = -INFINITY;
+    for (int s = 0; s < item.num_splits; ++s) peak = fmaxf(peak, __ldcg(partials + s * kFloats + kRows * kDims + r));
+    float total = 0, sums[kDims / 32] = {};
+    for (int s = 0; s < item.num_splits; ++s) {
+      const float* const partial = partials + s * kFloats;
+      const float factor = expf(__ldcg(partial + kRows * kDims + r) - peak);  // an empty split has -inf: 0
+      total += factor * __ldcg(partial + kRows * (kDims + 1) + r);
+#pragma unroll
+      for (int v = 0; v < kDims / 32; ++v) sums[v] += factor * __ldcg(partial + r * kDims + lane_dim<kDims>(lane, v));
+    }
+    const int query = (item.first + r) / args.group, head = blockIdx.y * args.group + (item.first + r) % args.group;
+    float* const out = args.out + (row.token_begin + query) * args.out_stride + int64_t{head} * args.head_dim;
+#pragma unroll
+    for (int v = 0; v < kDims / 32; ++v) {
+      const int d = lane_dim<kDims>(lane, v);
+      if (d < args.head_dim) out[d] = sums[v] / total;
+    }
+  }
+}
+
+template <class T, int kDims, int kRowsPerWarp>
+__global__ void __launch_bounds__(kThreads) attend_kernel(const AttendArgs args) {
+  constexpr int kRows = kWarps * kRowsPerWarp, kValues = kDims / 32, kKeyStride = kDims + 4;
+  extern __shared__ __align__(16) float shared[];
+  float* const keys = shared;                       // [kTile][kKeyStride]
+  float* const values = keys + kTile * kKeyStride;  // [kTile][kDims]
+  float* const queries = values + kTile * kDims;    // [kRows][kDims]
+  float* const weights = queries + kRows * kDims;   // [kRows][kTile]
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  let_next_start();
+  wait_for_previous();
+  const CudaAttentionItem item = args.items[blockIdx.x];
+  const PlanRow row = args.rows[item.row];
+  const int count = min(kRows, row.q_len * args.group - item.first);
+  const int past = row.kv_len - row.q_len;
+  const int first_position = past + item.first / args.group;
+  const int end = past + (item.first + count - 1) / args.group + 1;
+  const int begin = args.window > 0 ? max(0, first_position - args.window + 1) : 0;
+  const int span = ((end - begin + item.num_splits - 1) / item.num_splits + kTile - 1) / kTile * kTile;
+  const int keys_begin = begin + item.split * span, keys_end = min(end, keys_begin + span);
+
+  for (int i = threadIdx.x; i < kRows * kDims; i += kThreads) {
+    const int r = i / kDims, d = i % kDims;
+    float value = 0;
+    if (r < count && d < args.head_dim) {
+      const int query = (item.first + r) / args.group, head = blockIdx.y * args.group + (item.first + r) % args.group;
+      value = args.q[(row.token_begin + query) * args.q_stride + int64_t{head} * args.head_dim + d] * args.scale;
+    }
+    queries[i] = value;
+  }
+
+  const int warp_row = warp * kRowsPerWarp;
+  float peak[kRowsPerWarp], total[kRowsPerWarp], sums[kRowsPerWarp][kValues];
+#pragma unroll
+  for (int r = 0; r < kRowsPerWarp; ++r) {
+    peak[r] = -INFINITY;
+    total[r] = 0;
+#pragma unroll
+    for (int v = 0; v < kValues; ++v) sums[r][v] = 0;
+  }
+  const int page = 1 << args.page_shift;
+  for (int tile = keys_begin; tile < keys_end; tile += kTile) {
+    __syncthreads();
+#pragma unroll
+    for (int i = threadIdx.x; i < kTile * kDims / 8; i += kThreads) {
+      const int key = i / (kDims / 8), d = i % (kDims / 8) * 8, position = tile + key;
+      __align__(16) float k8[8] = {}, v8[8] = {};
+      if (position < keys_end && d < args.dims) {
+        const int32_t block = args.tables[row.block_begin + (position >> args.page_shift)];
+        const T* const source = reinterpret_cast<const T*>(args.kv + block * args.block_bytes) +
+                                (int64_t{blockIdx.y} * 2 * page + (position & (page - 1))) * args.dims + d;
+        load8(source, k8);
+        load8(source + int64_t{page} * args.dims, v8);
+      }
+      float4* const k_target = reinterpret_cast<float4*>(keys + key * kKeyStride + d);
+      float4* const v_target = reinterpret_cast<float4*>(values + key * kDims + d);
+      k_target[0] = *reinterpret_cast<float4*>(k8);
+      k_target[1] = *reinterpret_cast<float4*>(k8 + 4);
+      v_target[0] = *reinterpret_cast<float4*>(v8);
+      v_target[1] = *reinterpret_cast<float4*>(v8 + 4);
+    }
+    __syncthreads();
+    if (warp_row >= count) continue;
+
+    float score[kRowsPerWarp] = {};
+#pragma unroll 4
+    for (int d = 0; d < kDims; d += 4) {
+      const float4 k = *reinterpret_cast<const float4*>(keys + lane * kKeyStride + d);
+#pragma unroll
+      for (int r = 0; r < kRowsPerWarp; ++r) {
+        const float4 q = *reinterpret_cast<const float4*>(queries + (warp_row + r) * kDims + d);
+        score[r] = fmaf(q.x, k.x, fmaf(q.y, k.y, fmaf(q.z, k.z, fmaf(q.w, k.w, score[r]))));
+      }
+    }
+    const int position = tile + lane;
+#pragma unroll
+    for (int r = 0; r < kRowsPerWarp; ++r) {
+      const int query_position = past + (item.first + warp_row + r) / args.group;
+      const bool visible = warp_row + r < count && position < keys_end && position <= query_position &&
+                           (args.window == 0 || position > query_position - args.window);
+      float s = args.softcap > 0 ? args.softcap * tanhf(score[r] / args.softcap) : score[r];
+      if (!visible) s = -INFINITY;
+      const float new_peak = fmaxf(peak[r], warp_max(s));
+      const bool any = new_peak > -INFINITY;
+      const float p = any ? expf(s - new_peak) : 0.0f, factor = any ? expf(peak[r] - new_peak) : 1.0f;
+      total[r] = total[r] * factor + warp_sum(p);
+      peak[r] = new_peak;
+#pragma unroll
+      for (int v = 0; v < kValues; ++v) sums[r][v] *= factor;
+      weights[(warp_row + r) * kTile + lane] = p;
+    }
+    __syncwarp();
+#pragma unroll 2
+    for (int key = 0; key < kTile; key += 4) {
+      float4 p[kRowsPerWarp];
+#pragma unroll
+      for (int r = 0; r < kRowsPerWarp; ++r) {
+        p[r] = *reinterpret_cast<const float4*>(weights + (warp_row + r) * kTile + key);
+      }
+#pragma unroll
+      for (int j = 0; j < 4; ++j) {
+        float v[kValues];
+#pragma unroll
+        for (int i = 0; i < kValues; ++i) v[i] = values[(key + j) * kDims + lane_dim<kDims>(lane, i)];
+#pragma unroll
+        for (int r = 0; r < kRowsPerWarp; ++r) {
+          const float weight = j == 0 ? p[r].x : j == 1 ? p[r].y : j == 2 ? p[r].z : p[r].w;
+#pragma unroll
+          for (int i = 0; i < kValues; ++i) sums[r][i] = fmaf(weight, v[i], sums[r][i]);
+        }
+      }
+    }
+    __syncwarp();
+  }
+
+  constexpr int64_t kFloats = kPartialFloats<kDims, kRows>;
+  float* const partials =
+      args.partials + (int64_t{blockIdx.y} * args.num_partials + item.partial) * kFloats;  // of split 0
+#pragma unroll
+  for (int r = 0; r < kRowsPerWarp; ++r) {
+    if (warp_row + r >= count) continue;
+    const int flat = item.first + warp_row + r;
+    const int head = blockIdx.y * args.group + flat % args.group;
+    float* const out =
+        args.out + (row.token_begin + flat / args.group) * args.out_stride + int64_t{head} * args.head_dim;
+    float* const partial = partials + item.split * kFloats;
+#pragma unroll
+    for (int v = 0; v < kValues; ++v) {
+      const int d = lane_dim<kDims>(lane, v);
+      if (item.num_splits > 1) {
+        partial[(warp_row + r) * kDims + d] = sums[r][v];
+      } else if (d < args.head_dim) {
+        out[d] = sums[r][v] / total[r];
+      }
+    }
+    if (item.num_splits > 1 && lane == 0) {
+      partial[kRows * kDims + warp_row + r] = peak[r];
+      partial[kRows * (kDims + 1) + warp_row + r] = total[r];
+    }
+  }
+  if (item.num_splits == 1) return;
+
+  __shared__ bool is_last;
+  __threadfence();
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    int* const counter = args.counters + item.unit * gridDim.y + blockIdx.y;
+    is_last = atomicAdd(counter, 1) == item.num_splits - 1;
+    if (is_last) *counter = 0;  // as the next call wants it
+  }
+  __syncthreads();
+  if (!is_last) return;
+  __threadfence();
+  merge_splits<kDims, kRows>(args, item, row, count, partials);
+}
+
+template <class T, int kDims, int kRowsPerWarp>
+void launch_attend(const AttendArgs& args, dim3 grid, cudaStream_t stream, bool early) {
+  constexpr size_t kBytes = shared_bytes<kDims, kWarps * kRowsPerWarp>();
+  const auto kernel = attend_kernel<T, kDims, kRowsPerWarp>;
+  if (kBytes > size_t{48} << 10) {
+    TM_CUDA(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(kBytes)));
+  }
+  launch_early("attention", kernel, grid, kThreads, kBytes, stream, early, args);
+}
+
+template <class T, int kRowsPerWarp>
+void launch_attend(const AttendArgs& args, dim3 grid, cudaStream_t stream, bool early) {
+  if (args.head_dim <= 64) return launch_attend<T, 64, kRowsPerWarp>(args, grid, stream, early);
+  if (args.head_dim <= 128) return launch_attend<T, 128, kRowsPerWarp>(args, grid, stream, early);
+  launch_attend<T, 256, kRowsPerWarp>(args, grid, stream, early);
+}
+
+}  // namespace
+
+void CudaBackend::attention(const AttentionArgs& args) {
+  StepPlan& plan = *plan_;
+  const KvLayer& kv = args.kv;
+  TM_CHECK(kv.dtype == DType::kF32 || kv.dtype == DType::kBF16);
+  TM_CHECK(kv.head_dim % 2 == 0 && kv.head_dim >= 2 && kv.head_dim <= 256);
+  TM_CHECK(kv.kv_heads >= 1 && args.q_heads >= 1 && args.q_heads % kv.kv_heads == 0);
+  TM_CHECK(kv.page_size == 1 << plan.page_shift);
+  TM_CHECK(kv.block_bytes >= cuda_kv_block_bytes(kv.kv_heads, kv.head_dim, kv.page_size, kv.dtype));
+  TM_CHECK(args.q.rows == plan.num_tokens && args.q.cols >= int64_t{args.q_heads} * kv.head_dim);
+  TM_CHECK(args.out.rows == plan.num_tokens && args.out.cols >= int64_t{args.q_heads} * kv.head_dim);
+  use_device();
+  const CudaAttentionSchedule& schedule = plan.schedule(args.q_heads / kv.kv_heads, kv.kv_heads, num_sms_, stream());
+  const int64_t dims_max = kv.head_dim <= 64 ? 64 : kv.head_dim <= 128 ? 128 : 256;
+  const int64_t partial = schedule.rows_per_block * (dims_max + 2);
+  const AttendArgs kernel{
+      .q = args.q.row<float>(0),
+      .out = args.out.row<float>(0),
+      .q_stride = args.q.stride,
+      .out_stride = args.out.stride,
+      .group = schedule.group,
+      .head_dim = kv.head_dim,
+      .dims = cuda_kv_dims(kv.head_dim),
+      .kv = kv.base,
+      .block_bytes = kv.block_bytes,
+      .page_shift = plan.page_shift,
+      .rows = plan.device_rows,
+      .tables = plan.device_tables,
+      .items = schedule.device_items,
+      .scale = args.scale,
+      .softcap = args.softcap,
+      .window = args.window,
+      .partials = partials_.get<float>(static_cast<size_t>(partial * schedule.num_partials * kv.kv_heads), stream()),
+      .num_partials = schedule.num_partials,
+      .counters =
+          counters_.get<int>(static_cast<size_t>(schedule.num_units) * static_cast<size_t>(kv.kv_heads), stream())};
+  const dim3 grid(static_cast<unsigned>(schedule.items.size()), static_cast<unsigned>(kv.kv_heads));
+  const bool small = schedule.rows_per_block == 8;
+  if (kv.dtype == DType::kF32) {
+    const auto launch = small ? launch_attend<float, 2> : launch_attend<float, 8>;
+    launch(kernel, grid, stream(), early_launch_);
+  } else {
+    const auto launch = small ? launch_attend<uint16_t, 2> : launch_attend<uint16_t, 8>;
+    launch(kernel, grid, stream(), early_launch_);
+  }
+}
+
+}  // namespace tokenmill

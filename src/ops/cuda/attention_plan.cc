@@ -1,0 +1,119 @@
+// plan(): the step's rows on the device, and how attention's work is cut.
+#include <algorithm>
+#include <bit>
+
+#include "base/check.h"
+#include "ops/cuda/step_plan.h"
+
+namespace tokenmill {
+namespace {
+
+constexpr int32_t kSmallRows = 8, kLargeRows = 32;  // query rows a block takes; attention.cu has kernels of both
+constexpr int64_t kSplitKeysMin = 64;
+constexpr int64_t kSplitsMax = 64;
+
+}  // namespace
+
+void CudaBackend::StepPlan::fill(CudaAttentionSchedule& schedule, int num_sms) const {
+  int64_t rows_max = 0;
+  for (const PlanRow& row : rows) rows_max = std::max(rows_max, int64_t{row.q_len} * schedule.group);
+  schedule.rows_per_block = rows_max <= kSmallRows ? kSmallRows : kLargeRows;
+  schedule.items.clear();
+  schedule.num_units = schedule.num_partials = 0;
+  int64_t keys_total = 0;
+  for (const PlanRow& row : rows) {
+    const int64_t units = (int64_t{row.q_len} * schedule.group + schedule.rows_per_block - 1) / schedule.rows_per_block;
+    keys_total += units * (row.kv_len - row.q_len / 2) * schedule.kv_heads;
+  }
+  // About two blocks a multiprocessor, none of them with too few keys to be worth a merge.
+  const int64_t keys_per_block = std::max(kSplitKeysMin, keys_total / (2 * num_sms));
+  for (size_t r = 0; r < rows.size(); ++r) {
+    const PlanRow& row = rows[r];
+    const int64_t total = int64_t{row.q_len} * schedule.group;
+    const int64_t last_first = (total - 1) / schedule.rows_per_block * schedule.rows_per_block;
+    // The last queries see most keys: they start first.
+    for (int64_t first = last_first; first >= 0; first -= schedule.rows_per_block) {
+      const int64_t last = std::min(total, first + schedule.rows_per_block) - 1;
+      const int64_t keys = row.kv_len - row.q_len + last / schedule.group + 1;
+      const int64_t splits = std::clamp<int64_t>((keys + keys_per_block - 1) / keys_per_block, 1, kSplitsMax);
+      CudaAttentionItem item{static_cast<int32_t>(r),      static_cast<int32_t>(first), 0,
+                             static_cast<int32_t>(splits), schedule.num_units++,        schedule.num_partials};
+      for (; item.split < splits; ++item.split) schedule.items.push_back(item);
+      if (splits > 1) schedule.num_partials += static_cast<int32_t>(splits);
+    }
+  }
+}
+
+const CudaAttentionSchedule& CudaBackend::StepPlan::schedule(int32_t group, int32_t kv_heads, int num_sms,
+                                                             cudaStream_t stream) {
+  for (const CudaAttentionSchedule& known : schedules) {
+    if (known.group == group && known.kv_heads == kv_heads) return known;
+  }
+  CudaAttentionSchedule& schedule = schedules.emplace_back();
+  schedule.group = group;
+  schedule.kv_heads = kv_heads;
+  fill(schedule, num_sms);
+  // All schedules anew, so that those sent so keep their place.
+  late_upload.begin();
+  std::vector<size_t> offsets;
+  for (const CudaAttentionSchedule& one : schedules)
+    offsets.push_back(late_upload.add(std::span<const CudaAttentionItem>(one.items)));
+  late_upload.send(stream);
+  for (size_t i = 0; i < schedules.size(); ++i) {
+    schedules[i].device_items = late_upload.at<CudaAttentionItem>(offsets[i]);
+  }
+  return schedule;
+}
+
+void CudaBackend::plan(const Batch& batch, int32_t page_size) {
+  TM_CHECK(page_size >= 1 && page_size <= 64 && std::has_single_bit(static_cast<uint32_t>(page_size)));
+  TM_CHECK(batch.positions.size() == batch.tokens.size());
+  use_device();
+  StepPlan& plan = *plan_;
+  plan.num_tokens = static_cast<int32_t>(batch.tokens.size());
+  plan.page_shift = std::countr_zero(static_cast<uint32_t>(page_size));
+  plan.tokens = batch.tokens;
+  plan.positions = batch.positions;
+  plan.sampled.clear();
+  for (const SamplingRow& row : batch.sampling) plan.sampled.push_back(row.token_index);
+  plan.rows.clear();
+  plan.slots.assign(batch.tokens.size(), -1);
+  for (const BatchRow& row : batch.rows) {
+    TM_CHECK(row.q_len >= 1 && row.kv_len >= row.q_len && row.token_begin >= 0 &&
+             row.token_begin + row.q_len <= plan.num_tokens);
+    TM_CHECK(row.block_begin >= 0 && int64_t{row.num_blocks} * page_size >= row.kv_len &&
+             row.block_begin + static_cast<int64_t>(row.num_blocks) <= static_cast<int64_t>(batch.block_tables.size()));
+    plan.rows.push_back({row.q_len, row.kv_len, row.token_begin, row.block_begin});
+    for (int32_t i = 0; i < row.q_len; ++i) {
+      const int32_t position = row.kv_len - row.q_len + i;
+      const int32_t block = batch.block_tables[static_cast<size_t>(row.block_begin + position / page_size)];
+      TM_CHECK(block >= 0 && block < (INT32_MAX >> plan.page_shift));
+      plan.slots[static_cast<size_t>(row.token_begin + i)] = block * page_size + position % page_size;
+    }
+  }
+  for (const int32_t slot : plan.slots) TM_CHECK(slot >= 0);  // every token belongs to a row
+
+  PackedUpload& upload = plan.upload;
+  upload.begin();
+  const size_t tokens = upload.add(std::span<const int32_t>(plan.tokens));
+  const size_t positions = upload.add(std::span<const int32_t>(plan.positions));
+  const size_t sampled = upload.add(std::span<const int32_t>(plan.sampled));
+  const size_t slots = upload.add(std::span<const int32_t>(plan.slots));
+  const size_t tables = upload.add(std::span<const int32_t>(batch.block_tables));
+  const size_t rows = upload.add(std::span<const PlanRow>(plan.rows));
+  std::vector<size_t> items;
+  for (CudaAttentionSchedule& schedule : plan.schedules) {
+    plan.fill(schedule, num_sms_);
+    items.push_back(upload.add(std::span<const CudaAttentionItem>(schedule.items)));
+  }
+  upload.send(stream());
+  plan.device_tokens = upload.at<int32_t>(tokens);
+  plan.device_positions = upload.at<int32_t>(positions);
+  plan.device_sampled = upload.at<int32_t>(sampled);
+  plan.device_slots = upload.at<int32_t>(slots);
+  plan.device_tables = upload.at<int32_t>(tables);
+  plan.device_rows = upload.at<PlanRow>(rows);
+  for (size_t i = 0; i < items.size(); ++i) plan.schedules[i].device_items = upload.at<CudaAttentionItem>(items[i]);
+}
+
+}  // namespace tokenmill

@@ -1,0 +1,93 @@
+// The CUDA Backend: the twin of ops/cpu/cpu_backend.h, one file an op. All calls run on one stream of one device and
+// come from one thread at a time; what returns values to the host waits for the stream.
+#pragma once
+
+#include <memory>
+#include <mutex>
+#include <span>
+#include <string>
+#include <unordered_map>
+#include <vector>
+
+#include "ops/backend.h"
+#include "ops/cuda/cuda_common.h"
+#include "ops/cuda/cuda_options.h"
+
+namespace tokenmill {
+
+// Rows of `stride` elements (k rounded up to 16 bytes, the padding is zero), bf16 or fp32.
+struct CudaWeight final : Weight {
+  bool is_float = false;
+  int64_t stride = 0;
+  DeviceMemory memory;
+  DeviceMemory bias_memory;
+  const float* bias = nullptr;  // [n] device memory, or null
+};
+
+class CudaBackend final : public Backend {
+ public:
+  explicit CudaBackend(const CudaOptions& options);
+  ~CudaBackend() override;
+
+  std::string name() const override { return "cuda"; }
+  std::string description() const override;  // cuda_backend.cc
+  int num_threads() const override { return 1; }
+  std::byte* allocate(size_t bytes) override;  // memory.cu
+  void free(std::byte* memory) override;
+  void copy_to_host(void* target, const void* source, size_t bytes) override;
+  void copy_from_host(void* target, const void* source, size_t bytes) override;
+  void release_pages(std::byte* memory, size_t bytes) override;
+  std::unique_ptr<Weight> pack(std::span<const RawTensor* const> parts, std::span<const float> bias,
+                               Packing packing) override;  // pack.cu
+  void plan(const Batch& batch, int32_t page_size) override;
+  void embed(std::span<const int32_t> ids, const Weight& table, float scale, Matrix out) override;  // embed.cu
+  void gather_rows(Matrix x, std::span<const int32_t> rows, Matrix out) override;                   // elementwise.cu
+  void rms_norm(Matrix x, const Norm& norm, Matrix out) override;                                   // norm.cu
+  void add_rms_norm(Matrix x, const Norm& norm, Matrix sum) override;
+  void linear(const LinearArgs& args) override;  // linear.cu
+  void gated_linear(const GatedLinearArgs& args) override;
+  void rope_table(std::span<const int32_t> positions, std::span<const float> inv_freq, float factor,
+                  RopeTable out) override;  // rope.cu
+  void rope_kv_write(const RopeKvArgs& args) override;
+  void attention(const AttentionArgs& args) override;  // attention.cu
+  void softcap(Matrix x, float cap) override;          // elementwise.cu
+  int64_t kv_block_bytes(int32_t kv_heads, int32_t head_dim, int32_t page_size, DType dtype) const override;
+  void copy_blocks(const KvLayer& kv, std::span<const BlockCopy> copies) override;                      // kv.cu
+  void sample(Matrix logits, std::span<const SamplingRow> rows, std::span<SampledToken> out) override;  // sample.cu
+
+  int device() const { return device_; }
+  cudaStream_t stream() const { return stream_->get(); }
+  void use_device() const { TM_CUDA(cudaSetDevice(device_)); }
+
+ private:
+  struct StepPlan;  // step_plan.h
+
+  // The values on the device: a part of the step's upload where they are the same, else a copy of their own.
+  const int32_t* device_ids(std::span<const int32_t> ids, DeviceScratch& scratch);
+  const float* device_inv_freq(std::span<const float> inv_freq);
+  // x, normed if asked, in the weight's type and stride: [rows, stride].
+  void prepare_input(Matrix x, const Norm* norm, const CudaWeight& weight, void* out);  // norm.cu
+  void gemm(const CudaWeight& weight, const void* x, int64_t rows, bool add, Matrix out);
+
+  int device_;
+  int gemv_rows_max_;
+  int num_sms_ = 0;
+  bool early_launch_ = false;  // launch.cuh
+  std::string card_;
+  std::unique_ptr<CudaStream> stream_;
+  std::unique_ptr<CublasHandle> cublas_;
+  std::mutex allocations_mutex_;
+  std::unordered_map<std::byte*, DeviceMemory> allocations_;
+  std::unique_ptr<StepPlan> plan_;
+  struct Frequencies {
+    std::vector<float> values;
+    DeviceMemory memory;
+  };
+  std::vector<Frequencies> frequencies_;
+  size_t next_frequencies_ = 0;
+  DeviceScratch ids_, row_ids_, input_, product_, partials_, counters_{true}, sample_rows_, sample_out_;
+  PackedUpload sample_upload_;
+  PinnedMemory pinned_;
+};
+
+}  // namespace tokenmill

@@ -1,0 +1,28 @@
+// How to make a CUDA backend; free of CUDA headers, for the registry, tests and benchmarks.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+
+#include "ops/backend.h"
+
+namespace tokenmill {
+
+struct CudaOptions {
+  int device = 0;
+  // Products of up to this many rows (at most 8) go through our streaming kernels, larger ones through cuBLAS.
+  int gemv_rows_max = 4;
+};
+
+// 0 where there is no driver or no device.
+int cuda_device_count();
+
+// Throws Error(kRuntime) when the device does not exist or cannot be used.
+std::unique_ptr<Backend> make_cuda_backend(const CudaOptions& options);
+
+// For benchmarks. A bf16 weight of normal-like random values, made on the device; and the bytes a second at which the
+// device reads a buffer of `bytes`, best of some runs. The backend must be a CUDA one.
+std::unique_ptr<Weight> make_random_cuda_weight(Backend& backend, int64_t n, int64_t k, float deviation, uint64_t seed);
+double measure_cuda_read_bandwidth(Backend& backend, size_t bytes);
+
+}  // namespace tokenmill

@@ -1,0 +1,52 @@
+// Small device functions the kernels share.
+#pragma once
+
+#include <cstdint>
+
+namespace tokenmill {
+
+__device__ inline float bf16_low(uint32_t pair) { return __uint_as_float(pair << 16); }
+__device__ inline float bf16_high(uint32_t pair) { return __uint_as_float(pair & 0xffff0000u); }
+__device__ inline float bf16_value(uint16_t bits) { return __uint_as_float(static_cast<uint32_t>(bits) << 16); }
+
+// Round to nearest even; NaN stays NaN.
+__device__ inline uint16_t to_bf16(float value) {
+  const uint32_t bits = __float_as_uint(value);
+  if ((bits & 0x7fffffffu) > 0x7f800000u) return static_cast<uint16_t>((bits >> 16) | 0x40u);
+  return static_cast<uint16_t>((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
+}
+
+template <class T>
+__device__ inline T from_float(float value);
+template <>
+__device__ inline float from_float<float>(float value) {
+  return value;
+}
+template <>
+__device__ inline uint16_t from_float<uint16_t>(float value) {
+  return to_bf16(value);
+}
+__device__ inline float to_float(float value) { return value; }
+__device__ inline float to_float(uint16_t bits) { return bf16_value(bits); }
+
+__device__ inline float warp_sum(float value) {
+  for (int offset = 16; offset > 0; offset >>= 1) value += __shfl_xor_sync(0xffffffffu, value, offset);
+  return value;
+}
+__device__ inline float warp_max(float value) {
+  for (int offset = 16; offset > 0; offset >>= 1) value = fmaxf(value, __shfl_xor_sync(0xffffffffu, value, offset));
+  return value;
+}
+
+// Sum over the block, in every thread. blockDim.x is a multiple of 32, at most 1024; all threads call.
+__device__ inline float block_sum(float value) {
+  __shared__ float sums[32];
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, warps = blockDim.x / 32;
+  value = warp_sum(value);
+  __syncthreads();
+  if (lane == 0) sums[warp] = value;
+  __syncthreads();
+  return warp_sum(lane < warps ? sums[lane] : 0.0f);
+}
+
+}  // namespace tokenmill

@@ -1,0 +1,288 @@
+// Products with weights: streaming kernels for few rows, cuBLAS for more. Sums in fp32.
+#include <algorithm>
+
+#include "base/check.h"
+#include "ops/cuda/cuda_backend.h"
+#include "ops/cuda/device_math.cuh"
+#include "ops/cuda/launch.cuh"
+
+namespace tokenmill {
+namespace {
+
+constexpr int kGemvWarps = 4;
+constexpr int kUnroll = 4;                                // 16-byte loads in flight of each weight row and lane
+constexpr int64_t kRoundRowsMax = 2;                      // so few rows are rounded by the streaming kernel itself
+constexpr int64_t kProductFloatsMax = int64_t{64} << 20;  // of a gated layer's second product
+
+__device__ inline float activate(Activation activation, float x) {
+  if (activation == Activation::kSilu) return x / (1.0f + expf(-x));
+  return 0.5f * x * (1.0f + tanhf(0.7978845608028654f * (x + 0.044715f * x * x * x)));
+}
+
+// Weights are read once: they must not push the input out of L1.
+__device__ inline uint4 stream_load(const void* address) {
+  uint4 value;
+  asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(value.x), "=r"(value.y), "=r"(value.z), "=r"(value.w)
+               : "l"(address));
+  return value;
+}
+
+template <class T>
+__device__ inline float dot16(const uint4& a, const uint4& b, float sum);
+template <>
+__device__ inline float dot16<uint16_t>(const uint4& a, const uint4& b, float sum) {
+  const uint32_t as[4] = {a.x, a.y, a.z, a.w}, bs[4] = {b.x, b.y, b.z, b.w};
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    sum = fmaf(bf16_low(as[i]), bf16_low(bs[i]), sum);
+    sum = fmaf(bf16_high(as[i]), bf16_high(bs[i]), sum);
+  }
+  return sum;
+}
+template <>
+__device__ inline float dot16<float>(const uint4& a, const uint4& b, float sum) {
+  sum = fmaf(__uint_as_float(a.x), __uint_as_float(b.x), sum);
+  sum = fmaf(__uint_as_float(a.y), __uint_as_float(b.y), sum);
+  sum = fmaf(__uint_as_float(a.z), __uint_as_float(b.z), sum);
+  return fmaf(__uint_as_float(a.w), __uint_as_float(b.w), sum);
+}
+
+struct GemvArgs {
+  const void* weight;
+  const void* second;  // gated: up
+  const float *bias, *second_bias;
+  const void* x;  // [rows, x_stride] in the weight's type, or fp32 that is still to be rounded to bf16
+  int64_t x_stride;
+  int64_t stride;  // of weight and second: k padded with zeros, as x is
+  int64_t n;
+  int rows;
+  bool add;
+  Activation activation;
+  float* out;
+  int64_t out_stride;
+};
+
+// Eight fp32 values rounded to bf16, or 16 bytes as they are.
+template <bool kRound, class X>
+__device__ inline uint4 load_input(const X* x) {
+  if constexpr (kRound) {
+    const float4 low = reinterpret_cast<const float4*>(x)[0], high = reinterpret_cast<const float4*>(x)[1];
+    const auto pair = [](float a, float b) {
+      uint32_t bits;
+      asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(bits) : "f"(b), "f"(a));
+      return bits;
+    };
+    return {pair(low.x, low.y), pair(low.z, low.w), pair(high.x, high.y), pair(high.z, high.w)};
+  } else {
+    return *reinterpret_cast<const uint4*>(x);
+  }
+}
+
+// A warp computes two weight rows (gated: one of gate, one of up) for all input rows. kM >= rows. The first weights are
+// under way before the kernel that makes the input has ended.
+template <class T, class X, int kM, bool kGated>
+__global__ void __launch_bounds__(32 * kGemvWarps) gemv_kernel(const GemvArgs args) {
+  constexpr int kVector = 16 / sizeof(T);
+  constexpr bool kRound = sizeof(X) > sizeof(T);
+  const int lane = threadIdx.x % 32;
+  const int64_t pair = blockIdx.x * int64_t{kGemvWarps} + threadIdx.x / 32;
+  const int64_t first = kGated ? pair : 2 * pair;
+  let_next_start();
+  if (first >= args.n) return;
+  const int64_t other = kGated ? first : min(first + 1, args.n - 1);
+  const T* const w0 = static_cast<const T*>(args.weight) + first * args.stride;
+  const T* const w1 = static_cast<const T*>(kGated ? args.second : args.weight) + other * args.stride;
+  const X* x[kM];
+#pragma unroll
+  for (int m = 0; m < kM; ++m) x[m] = static_cast<const X*>(args.x) + min(m, args.rows - 1) * args.x_stride;
+
+  uint4 a[kUnroll], b[kUnroll];
+  const auto load_weights = [&](int64_t begin) {
+#pragma unroll
+    for (int u = 0; u < kUnroll; ++u) {
+      const int64_t k = begin + u * 32 * kVector;
+      const bool inside = k < args.stride;
+      a[u] = inside ? stream_load(w0 + k) : uint4{};
+      b[u] = inside ? stream_load(w1 + k) : uint4{};
+    }
+  };
+  float sum0[kM] = {}, sum1[kM] = {};
+  int64_t begin = lane * kVector;
+  load_weights(begin);
+  wait_for_previous();
+  while (begin < args.stride) {
+#pragma unroll
+    for (int u = 0; u < kUnroll; ++u) {
+      const int64_t k = begin + u * 32 * kVector;
+      if (k >= args.stride) break;
+#pragma unroll
+      for (int m = 0; m < kM; ++m) {
+        const uint4 v = load_input<kRound>(x[m] + k);
+        sum0[m] = dot16<T>(a[u], v, sum0[m]);
+        sum1[m] = dot16<T>(b[u], v, sum1[m]);
+      }
+    }
+    begin += 32 * kVector * kUnroll;
+    load_weights(begin);
+  }
+#pragma unroll
+  for (int m = 0; m < kM; ++m) {
+    float s0 = warp_sum(sum0[m]), s1 = warp_sum(sum1[m]);
+    if (lane != 0 || m >= args.rows) continue;
+    float* const out = args.out + m * args.out_stride;
+    if (args.bias != nullptr) s0 += args.bias[first];
+    if (kGated) {
+      if (args.second_bias != nullptr) s1 += args.second_bias[first];
+      out[first] = activate(args.activation, s0) * s1;
+      continue;
+    }
+    out[first] = args.add ? out[first] + s0 : s0;
+    if (first + 1 < args.n) {
+      if (args.bias != nullptr) s1 += args.bias[first + 1];
+      out[first + 1] = args.add ? out[first + 1] + s1 : s1;
+    }
+  }
+}
+
+template <class T, class X, bool kGated>
+void launch_gemv(const GemvArgs& args, cudaStream_t stream, bool early) {
+  const int64_t warps = kGated ? args.n : (args.n + 1) / 2;
+  const unsigned grid = static_cast<unsigned>((warps + kGemvWarps - 1) / kGemvWarps);
+  const auto launch = [&](void (*kernel)(GemvArgs)) {
+    launch_early("gemv", kernel, grid, 32 * kGemvWarps, 0, stream, early, args);
+  };
+  TM_CHECK(args.rows >= 1 && args.rows <= 8);
+  if (args.rows == 1) return launch(gemv_kernel<T, X, 1, kGated>);
+  if (args.rows == 2) return launch(gemv_kernel<T, X, 2, kGated>);
+  if constexpr (sizeof(X) == sizeof(T)) {
+    return args.rows <= 4 ? launch(gemv_kernel<T, X, 4, kGated>) : launch(gemv_kernel<T, X, 8, kGated>);
+  }
+  TM_CHECK(!"unrounded inputs have at most kRoundRowsMax rows");
+}
+
+__global__ void add_bias_kernel(float* out, int64_t stride, int64_t cols, const float* bias) {
+  const int64_t col = blockIdx.x * int64_t{256} + threadIdx.x;
+  if (col < cols) out[blockIdx.y * stride + col] += bias[col];
+}
+
+__global__ void gate_kernel(float* out, int64_t stride, const float* up, int64_t cols, const float* gate_bias,
+                            const float* up_bias, Activation activation) {
+  const int64_t col = blockIdx.x * int64_t{256} + threadIdx.x;
+  if (col >= cols) return;
+  float& value = out[blockIdx.y * stride + col];
+  const float gate = value + (gate_bias != nullptr ? gate_bias[col] : 0.0f);
+  value = activate(activation, gate) * (up[blockIdx.y * cols + col] + (up_bias != nullptr ? up_bias[col] : 0.0f));
+}
+
+constexpr int64_t kGridYMax = 65535;
+
+dim3 cell_grid(int64_t rows, int64_t cols) {
+  return dim3(static_cast<unsigned>((cols + 255) / 256), static_cast<unsigned>(rows));
+}
+
+}  // namespace
+
+// Row-major out [rows, n] is column-major [n, rows]: out^T = W x^T. Without the bias.
+void CudaBackend::gemm(const CudaWeight& weight, const void* x, int64_t rows, bool add, Matrix out) {
+  const float alpha = 1, beta = add ? 1.0f : 0.0f;
+  const cudaDataType_t type = weight.is_float ? CUDA_R_32F : CUDA_R_16BF;
+  const cublasComputeType_t compute = weight.is_float ? CUBLAS_COMPUTE_32F_PEDANTIC : CUBLAS_COMPUTE_32F;
+  TM_CUBLAS(cublasGemmEx(cublas_->get(), CUBLAS_OP_T, CUBLAS_OP_N, static_cast<int>(weight.n), static_cast<int>(rows),
+                         static_cast<int>(weight.stride), &alpha, weight.memory.data(), type,
+                         static_cast<int>(weight.stride), x, type, static_cast<int>(weight.stride), &beta, out.data,
+                         CUDA_R_32F, static_cast<int>(out.stride), compute, CUBLAS_GEMM_DEFAULT));
+}
+
+void CudaBackend::linear(const LinearArgs& args) {
+  const auto& weight = static_cast<const CudaWeight&>(*args.weight);
+  TM_CHECK(args.x.cols == weight.k && args.out.cols == weight.n && args.x.rows == args.out.rows);
+  TM_CHECK(args.x.dtype == DType::kF32 && args.out.dtype == DType::kF32);
+  const int64_t rows = args.x.rows;
+  if (rows == 0) return;
+  TM_CHECK(rows <= kGridYMax);
+  use_device();
+  // Whole and aligned fp32 rows go to the streaming kernel as they are.
+  const bool as_is = !weight.is_float && args.input_norm == nullptr &&
+                     rows <= std::min<int64_t>(kRoundRowsMax, gemv_rows_max_) && weight.stride == weight.k &&
+                     args.x.stride % 4 == 0 && reinterpret_cast<uintptr_t>(args.x.data) % 16 == 0;
+  const void* x = args.x.data;
+  if (!as_is) {
+    const size_t bytes = static_cast<size_t>(rows * weight.stride) * (weight.is_float ? 4 : 2);
+    std::byte* const prepared = input_.get<std::byte>(bytes, stream());
+    prepare_input(args.x, args.input_norm, weight, prepared);
+    x = prepared;
+  }
+  if (rows > gemv_rows_max_) {
+    gemm(weight, x, rows, args.add_to_out, args.out);
+    if (weight.bias == nullptr) return;
+    add_bias_kernel<<<cell_grid(rows, weight.n), 256, 0, stream()>>>(args.out.row<float>(0), args.out.stride, weight.n,
+                                                                     weight.bias);
+    return check_launch("add_bias");
+  }
+  const GemvArgs gemv{.weight = weight.memory.data(),
+                      .second = nullptr,
+                      .bias = weight.bias,
+                      .second_bias = nullptr,
+                      .x = x,
+                      .x_stride = as_is ? args.x.stride : weight.stride,
+                      .stride = weight.stride,
+                      .n = weight.n,
+                      .rows = static_cast<int>(rows),
+                      .add = args.add_to_out,
+                      .activation = Activation::kSilu,
+                      .out = args.out.row<float>(0),
+                      .out_stride = args.out.stride};
+  if (weight.is_float) {
+    launch_gemv<float, float, false>(gemv, stream(), early_launch_);
+  } else if (as_is) {
+    launch_gemv<uint16_t, float, false>(gemv, stream(), early_launch_);
+  } else {
+    launch_gemv<uint16_t, uint16_t, false>(gemv, stream(), early_launch_);
+  }
+}
+
+void CudaBackend::gated_linear(const GatedLinearArgs& args) {
+  const auto& gate = static_cast<const CudaWeight&>(*args.gate);
+  const auto& up = static_cast<const CudaWeight&>(*args.up);
+  TM_CHECK(args.x.cols == gate.k && gate.k == up.k && gate.n == up.n && gate.is_float == up.is_float);
+  TM_CHECK(args.out.cols == gate.n && args.x.rows == args.out.rows);
+  TM_CHECK(args.x.dtype == DType::kF32 && args.out.dtype == DType::kF32);
+  const int64_t rows = args.x.rows;
+  if (rows == 0) return;
+  use_device();
+  const int64_t size = gate.is_float ? 4 : 2;
+  std::byte* const x = input_.get<std::byte>(static_cast<size_t>(rows * gate.stride * size), stream());
+  prepare_input(args.x, args.input_norm, gate, x);
+  if (rows <= gemv_rows_max_) {
+    const GemvArgs gemv{.weight = gate.memory.data(),
+                        .second = up.memory.data(),
+                        .bias = gate.bias,
+                        .second_bias = up.bias,
+                        .x = x,
+                        .x_stride = gate.stride,
+                        .stride = gate.stride,
+                        .n = gate.n,
+                        .rows = static_cast<int>(rows),
+                        .add = false,
+                        .activation = args.activation,
+                        .out = args.out.row<float>(0),
+                        .out_stride = args.out.stride};
+    return gate.is_float ? launch_gemv<float, float, true>(gemv, stream(), early_launch_)
+                         : launch_gemv<uint16_t, uint16_t, true>(gemv, stream(), early_launch_);
+  }
+  const int64_t chunk = std::clamp<int64_t>(kProductFloatsMax / gate.n, 1, std::min(rows, kGridYMax));
+  float* const product = product_.get<float>(static_cast<size_t>(chunk * gate.n), stream());
+  for (int64_t first = 0; first < rows; first += chunk) {
+    const int64_t count = std::min(chunk, rows - first);
+    const Matrix out = args.out.slice_rows(first, count);
+    const std::byte* const rows_x = x + first * gate.stride * size;
+    gemm(gate, rows_x, count, false, out);
+    gemm(up, rows_x, count, false, {product, count, gate.n, gate.n, DType::kF32});
+    gate_kernel<<<cell_grid(count, gate.n), 256, 0, stream()>>>(out.row<float>(0), out.stride, product, gate.n,
+                                                                gate.bias, up.bias, args.activation);
+    check_launch("gate");
+  }
+}
+
+}  // namespace tokenmill

@@ -1,0 +1,133 @@
+// Owners of CUDA objects, and the backend's allocations and copies.
+#include <algorithm>
+#include <cstdio>
+#include <cstring>
+
+#include "base/check.h"
+#include "ops/cuda/cuda_backend.h"
+#include "tokenmill/error.h"
+
+namespace tokenmill {
+
+void check_cuda(cudaError_t status, const char* call) {
+  if (status == cudaSuccess) return;
+  cudaGetLastError();
+  throw Error(ErrorKind::kRuntime, std::string("CUDA: ") + cudaGetErrorString(status) + " (" +
+                                       cudaGetErrorName(status) + ") at " + call + ".");
+}
+
+void check_cublas(cublasStatus_t status, const char* call) {
+  if (status == CUBLAS_STATUS_SUCCESS) return;
+  throw Error(ErrorKind::kRuntime, std::string("cuBLAS: ") + cublasGetStatusString(status) + " at " + call + ".");
+}
+
+DeviceMemory::DeviceMemory(size_t bytes) : bytes_(bytes) {
+  const cudaError_t status = cudaMalloc(&data_, std::max<size_t>(bytes, 256));
+  if (status == cudaSuccess) return;
+  if (status != cudaErrorMemoryAllocation) check_cuda(status, "cudaMalloc");
+  cudaGetLastError();
+  size_t free = 0, total = 0;
+  TM_CUDA(cudaMemGetInfo(&free, &total));
+  char text[256];
+  std::snprintf(text, sizeof(text),
+                "Not enough memory. Please try to lower mem_fraction_static or reduce max_total_tokens or "
+                "max_running_requests (%.2f GB asked, %.2f GB of %.2f GB free on the CUDA device).",
+                static_cast<double>(bytes) / (1 << 30), static_cast<double>(free) / (1 << 30),
+                static_cast<double>(total) / (1 << 30));
+  throw Error(ErrorKind::kRuntime, text);
+}
+
+// Errors at teardown have nobody to go to.
+DeviceMemory::~DeviceMemory() {
+  if (data_ != nullptr) cudaFree(data_);
+}
+
+std::byte* DeviceScratch::get_bytes(size_t bytes, cudaStream_t stream) {
+  if (memory_.data() != nullptr && bytes <= memory_.bytes()) return memory_.data();
+  const size_t wanted = std::max({bytes, memory_.bytes() + memory_.bytes() / 2, size_t{256}});
+  TM_CUDA(cudaStreamSynchronize(stream));  // running kernels may use the old memory
+  memory_ = DeviceMemory();                // before the new one is taken: both may not fit
+  memory_ = DeviceMemory(wanted);
+  if (zeroed_) TM_CUDA(cudaMemsetAsync(memory_.data(), 0, wanted, stream));
+  return memory_.data();
+}
+
+PinnedMemory::~PinnedMemory() {
+  if (data_ != nullptr) cudaFreeHost(data_);
+}
+
+std::byte* PinnedMemory::get(size_t bytes) {
+  if (data_ != nullptr && bytes <= bytes_) return data_;
+  const size_t wanted = std::max({bytes, bytes_ + bytes_ / 2, size_t{4096}});
+  if (data_ != nullptr) TM_CUDA(cudaFreeHost(std::exchange(data_, nullptr)));
+  TM_CUDA(cudaMallocHost(&data_, wanted));
+  bytes_ = wanted;
+  return data_;
+}
+
+size_t PackedUpload::add_bytes(const void* data, size_t bytes) {
+  const size_t offset = (image_.size() + 15) / 16 * 16;
+  image_.resize(offset + bytes);
+  if (bytes > 0) std::memcpy(image_.data() + offset, data, bytes);
+  return offset;
+}
+
+void PackedUpload::send(cudaStream_t stream) {
+  Slot& slot = slots_[next_];
+  next_ = 1 - next_;
+  TM_CUDA(cudaEventSynchronize(slot.copied.get()));
+  std::byte* const device_data = device_.get<std::byte>(image_.size(), stream);
+  device_data_ = device_data;
+  if (image_.empty()) return;
+  std::byte* const host = slot.memory.get(image_.size());
+  std::memcpy(host, image_.data(), image_.size());
+  TM_CUDA(cudaMemcpyAsync(device_data, host, image_.size(), cudaMemcpyHostToDevice, stream));
+  TM_CUDA(cudaEventRecord(slot.copied.get(), stream));
+}
+
+CublasHandle::CublasHandle(cudaStream_t stream) : workspace_(size_t{32} << 20) {
+  TM_CUBLAS(cublasCreate(&handle_));
+  TM_CUBLAS(cublasSetStream(handle_, stream));
+  TM_CUBLAS(cublasSetWorkspace(handle_, workspace_.data(), workspace_.bytes()));
+  // Neither TF32 for fp32 inputs nor sums in bf16 for bf16 ones.
+  TM_CUBLAS(cublasSetMathMode(
+      handle_, static_cast<cublasMath_t>(CUBLAS_DEFAULT_MATH | CUBLAS_MATH_DISALLOW_REDUCED_PRECISION_REDUCTION)));
+}
+
+CublasHandle::~CublasHandle() {
+  if (handle_ != nullptr) cublasDestroy(handle_);
+}
+
+std::byte* CudaBackend::allocate(size_t bytes) {
+  use_device();
+  DeviceMemory memory(bytes);
+  std::byte* const data = memory.data();
+  TM_CUDA(cudaMemsetAsync(data, 0, std::max<size_t>(bytes, 1), stream()));
+  const std::lock_guard lock(allocations_mutex_);
+  allocations_.emplace(data, std::move(memory));
+  return data;
+}
+
+void CudaBackend::free(std::byte* memory) {
+  if (memory == nullptr) return;
+  use_device();
+  TM_CUDA(cudaStreamSynchronize(stream()));
+  const std::lock_guard lock(allocations_mutex_);
+  TM_CHECK(allocations_.erase(memory) == 1);
+}
+
+void CudaBackend::copy_to_host(void* target, const void* source, size_t bytes) {
+  use_device();
+  TM_CUDA(cudaMemcpyAsync(target, source, bytes, cudaMemcpyDeviceToHost, stream()));
+  TM_CUDA(cudaStreamSynchronize(stream()));
+}
+
+void CudaBackend::copy_from_host(void* target, const void* source, size_t bytes) {
+  use_device();
+  TM_CUDA(cudaMemcpyAsync(target, source, bytes, cudaMemcpyHostToDevice, stream()));
+  TM_CUDA(cudaStreamSynchronize(stream()));
+}
+
+void CudaBackend::release_pages(std::byte*, size_t) {}  // device memory has no pages to give back singly
+
+}  // namespace tokenmill

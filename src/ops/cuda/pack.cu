@@ -1,0 +1,136 @@
+// pack(): weights to row-major bf16 or fp32 on the device. Quantised weights are dequantised and rounded to bf16, also
+// in mode kNative: kernels that read the formats themselves do not exist here yet.
+#include <algorithm>
+#include <atomic>
+#include <cstring>
+#include <limits>
+
+#include "base/check.h"
+#include "base/machine.h"
+#include "base/thread_pool.h"
+#include "ops/cuda/cuda_backend.h"
+#include "ops/dequantize.h"
+#include "tokenmill/error.h"
+
+namespace tokenmill {
+namespace {
+
+constexpr size_t kStagingBytes = size_t{32} << 20;
+constexpr int kPackThreadsMax = 8;
+
+bool is_finite_float(float value) { return (std::bit_cast<uint32_t>(value) & 0x7f800000u) != 0x7f800000u; }
+bool is_finite_bf16(uint16_t value) { return (value & 0x7f80u) != 0x7f80u; }
+
+void check_parts(std::span<const RawTensor* const> parts, std::span<const float> bias) {
+  TM_CHECK(!parts.empty());
+  int64_t n = 0;
+  for (const RawTensor* part : parts) {
+    if (part->shape.size() != 2 || part->rows() <= 0 || part->cols() <= 0) {
+      throw Error(ErrorKind::kValue, "Tensor " + part->name + " must be a matrix with at least one row and column.");
+    }
+    if (part->cols() != parts[0]->cols()) {
+      throw Error(ErrorKind::kValue, "Tensors " + parts[0]->name + " and " + part->name + " have " +
+                                         std::to_string(parts[0]->cols()) + " and " + std::to_string(part->cols()) +
+                                         " columns; they must be equal.");
+    }
+    if (part->cols() % info(part->type).block_values != 0) {
+      throw Error(ErrorKind::kValue, "Tensor " + part->name + " has " + std::to_string(part->cols()) +
+                                         " columns, which is no multiple of the " +
+                                         std::to_string(info(part->type).block_values) + " values of a " +
+                                         info(part->type).name + " block.");
+    }
+    n += part->rows();
+  }
+  TM_CHECK(bias.empty() || static_cast<int64_t>(bias.size()) == n);
+  for (const float value : bias) {
+    if (!is_finite_float(value)) {
+      throw Error(ErrorKind::kValue, "The bias of " + parts[0]->name + " holds NaN or infinity.");
+    }
+  }
+}
+
+// One row in the packed type; false if a value is NaN or infinite. values: scratch of k floats.
+bool pack_row(const RawTensor& part, int64_t row, bool is_float, float* values, std::byte* out) {
+  const std::byte* const source = part.data + static_cast<size_t>(row) * part.row_bytes();
+  const int64_t k = part.cols();
+  bool finite = true;
+  auto* const halves = reinterpret_cast<uint16_t*>(out);
+  if (!is_float && part.type == WeightType::kBF16) {
+    std::memcpy(out, source, part.row_bytes());
+    for (int64_t i = 0; i < k; ++i) finite &= is_finite_bf16(halves[i]);
+    return finite;
+  }
+  float* const floats = is_float ? reinterpret_cast<float*>(out) : values;
+  dequantize_row(part.type, source, k, floats);
+  for (int64_t i = 0; i < k; ++i) finite &= is_finite_float(floats[i]);
+  if (is_float) return finite;
+  for (int64_t i = 0; i < k; ++i) {
+    halves[i] = f32_to_bf16(values[i]);
+    finite &= is_finite_bf16(halves[i]);  // also what overflows in rounding
+  }
+  return finite;
+}
+
+}  // namespace
+
+std::unique_ptr<Weight> CudaBackend::pack(std::span<const RawTensor* const> parts, std::span<const float> bias,
+                                          Packing packing) {
+  check_parts(parts, bias);
+  use_device();
+  auto weight = std::make_unique<CudaWeight>();
+  weight->name = parts[0]->name;
+  weight->k = parts[0]->cols();
+  for (const RawTensor* part : parts) weight->n += part->rows();
+  weight->is_float = packing == Packing::kFloat32;
+  const int64_t size = weight->is_float ? 4 : 2, per_load = 16 / size;
+  weight->stride = (weight->k + per_load - 1) / per_load * per_load;
+  const size_t row_bytes = static_cast<size_t>(weight->stride * size);
+  try {
+    weight->memory = DeviceMemory(static_cast<size_t>(weight->n) * row_bytes);
+  } catch (const Error& error) {
+    throw Error(error.kind(), std::string(error.what()) + " Loading tensor " + weight->name + ".");
+  }
+
+  ThreadPool pool(std::clamp(usable_cpus(), 1, kPackThreadsMax), nullptr);
+  std::vector<std::vector<float>> values(static_cast<size_t>(pool.num_threads()),
+                                         std::vector<float>(static_cast<size_t>(weight->k)));
+  const int64_t chunk = std::max<int64_t>(1, static_cast<int64_t>(kStagingBytes / row_bytes));
+  std::byte* target = weight->memory.data();
+  for (const RawTensor* part : parts) {
+    for (int64_t first = 0; first < part->rows(); first += chunk) {
+      const int64_t count = std::min(chunk, part->rows() - first);
+      TM_CUDA(cudaStreamSynchronize(stream()));  // the copy before reads the staging memory
+      std::byte* const staging = pinned_.get(static_cast<size_t>(count) * row_bytes);
+      std::atomic<int64_t> bad_row = std::numeric_limits<int64_t>::max();
+      constexpr int64_t kRowsPerPiece = 16;
+      pool.parallel_for((count + kRowsPerPiece - 1) / kRowsPerPiece, [&](int64_t piece, int worker) {
+        for (int64_t i = piece * kRowsPerPiece; i < std::min(count, (piece + 1) * kRowsPerPiece); ++i) {
+          std::byte* const out = staging + static_cast<size_t>(i) * row_bytes;
+          std::memset(out + weight->k * size, 0, row_bytes - static_cast<size_t>(weight->k * size));
+          if (pack_row(*part, first + i, weight->is_float, values[static_cast<size_t>(worker)].data(), out)) continue;
+          int64_t seen = bad_row.load();
+          while (first + i < seen && !bad_row.compare_exchange_weak(seen, first + i)) {
+          }
+        }
+      });
+      if (bad_row != std::numeric_limits<int64_t>::max()) {
+        throw Error(ErrorKind::kValue, "Tensor " + part->name + " holds NaN or infinity in row " +
+                                           std::to_string(bad_row.load()) +
+                                           ": the file is damaged, or its weights overflow.");
+      }
+      TM_CUDA(
+          cudaMemcpyAsync(target, staging, static_cast<size_t>(count) * row_bytes, cudaMemcpyHostToDevice, stream()));
+      target += static_cast<size_t>(count) * row_bytes;
+    }
+  }
+  TM_CUDA(cudaStreamSynchronize(stream()));
+  if (!bias.empty()) {
+    weight->bias_memory = DeviceMemory(bias.size_bytes());
+    copy_from_host(weight->bias_memory.data(), bias.data(), bias.size_bytes());
+    weight->bias = reinterpret_cast<const float*>(weight->bias_memory.data());
+  }
+  weight->bytes = weight->memory.bytes() + bias.size_bytes();
+  return weight;
+}
+
+}  // namespace tokenmill

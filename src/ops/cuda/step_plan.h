@@ -1,0 +1,50 @@
+// What plan() puts on the device for rope_kv_write and attention, in one copy together with the step's ids.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "ops/cuda/cuda_backend.h"
+
+namespace tokenmill {
+
+struct PlanRow {
+  int32_t q_len, kv_len, token_begin, block_begin;
+};
+
+// A unit is a run of up to rows_per_block query rows (query x head of the group) of one sequence; an item is one split
+// of its keys. Every item is one block a KV head.
+struct CudaAttentionItem {
+  int32_t row, first;  // first query row: query * group + head in group
+  int32_t split, num_splits;
+  int32_t unit;     // which counter
+  int32_t partial;  // which partial result is split 0's; unused if there is one split
+};
+
+struct CudaAttentionSchedule {
+  int32_t group = 0, kv_heads = 0, rows_per_block = 0;
+  std::vector<CudaAttentionItem> items;
+  int32_t num_units = 0, num_partials = 0;
+  const CudaAttentionItem* device_items = nullptr;
+};
+
+struct CudaBackend::StepPlan {
+  std::vector<PlanRow> rows;
+  int32_t num_tokens = 0, page_shift = 0;
+  std::vector<int32_t> tokens, positions, sampled;  // as they were sent, to know them again
+  std::vector<int32_t> slots;                       // [num_tokens] block * page_size + row inside the block
+
+  PackedUpload upload;
+  const int32_t *device_tokens = nullptr, *device_positions = nullptr, *device_sampled = nullptr;
+  const int32_t *device_slots = nullptr, *device_tables = nullptr;
+  const PlanRow* device_rows = nullptr;
+
+  // One for each pair of head counts met so far; a new one is sent by itself the first time.
+  std::vector<CudaAttentionSchedule> schedules;
+  PackedUpload late_upload;
+
+  void fill(CudaAttentionSchedule& schedule, int num_sms) const;
+  const CudaAttentionSchedule& schedule(int32_t group, int32_t kv_heads, int num_sms, cudaStream_t stream);
+};
+
+}  // namespace tokenmill

@@ -1,0 +1,1 @@
+tm_test(ops_cuda_test SOURCES cuda_backend_test.cc ${CMAKE_SOURCE_DIR}/tests/models/naive_backend.cc LIBS tm_ops)

@@ -18,6 +18,7 @@
 #include <vector>
 
 #include "tokenmill/error.h"
+#include "tokenmill/log.h"
 #include "tokenmill/output.h"
 #include "tokenmill/sampling_params.h"
 #include "tokenmill/server_args.h"
@@ -34,6 +35,7 @@ struct Request {
   std::optional<std::string> prompt;
   std::optional<std::vector<int32_t>> input_ids;
   std::optional<std::string> messages_json;  // OpenAI-style list; the model's chat template is applied
+  std::string chat_kwargs_json = "{}";       // for the template: {"enable_thinking": false}
   SamplingParams sampling_params;
   bool return_logprob = false;  // logprobs of output tokens
   std::optional<int64_t> logprob_start_len;
@@ -52,6 +54,10 @@ struct Request {
 // with finish_reason abort.
 using OutputCallback = std::function<bool(Output&&)>;
 
+// Called at most once a call, on the output thread, when the engine died or was shut down before all of the call's
+// requests had finished: those then get no Output. The same rules as for OutputCallback.
+using FailureCallback = std::function<void(const Error&)>;
+
 struct Usage {
   int64_t prompt_tokens = 0, cached_tokens = 0, completion_tokens = 0;
 };
@@ -59,7 +65,7 @@ struct Usage {
 class Engine {
  public:
   // Loads the model; throws Error naming the file, the key and the remedy.
-  explicit Engine(ServerArgs args);
+  explicit Engine(ServerArgs args, LogSink log_sink = nullptr);
   class Impl;
   explicit Engine(std::shared_ptr<Impl> impl);  // over parts made elsewhere (src/engine/engine_impl.h)
   ~Engine();                                    // shutdown()
@@ -68,12 +74,13 @@ class Engine {
 
   // Queues one request and returns its id; throws Error(kValue | kType | kUnsupported) on bad arguments, among them
   // an over-long prompt. Output::index counts its samples.
-  std::string submit(Request request, OutputCallback on_output);
+  std::string submit(Request request, OutputCallback on_output, FailureCallback on_failure = nullptr);
   // Queues a list as one unit (up to 4,096 prompts; a longer list is fed through a window of that many): types, keys
   // and values are checked before anything runs; what only tokenising shows ends that item alone.
   // Returns the ids, one a request. Output::index is the place in the list; with n > 1 the samples of all requests
   // are counted through, as generate() returns them.
-  std::vector<std::string> submit(std::vector<Request> requests, OutputCallback on_output);
+  std::vector<std::string> submit(std::vector<Request> requests, OutputCallback on_output,
+                                  FailureCallback on_failure = nullptr);
 
   std::vector<Output> generate(Request request);                // n outputs
   std::vector<Output> generate(std::vector<Request> requests);  // in input order, prompt-major over samples

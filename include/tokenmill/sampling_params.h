@@ -6,8 +6,12 @@
 #include <cstdint>
 #include <map>
 #include <optional>
+#include <span>
 #include <string>
+#include <string_view>
 #include <vector>
+
+#include "tokenmill/option_value.h"
 
 namespace tokenmill {
 
@@ -39,5 +43,21 @@ struct SamplingParams {
   // Throws Error(kValue) in the form `top_p must be in (0, 1], got 1.5.`; checks what needs no model.
   void validate() const;
 };
+
+// The table of parameters, in the order above: CLI flags, JSON keys, the Python dataclass and the reference are made
+// from it (src/engine/sampling_params_fields.cc).
+struct SamplingParamsField {
+  std::string_view name;
+  std::string_view type;          // "int", "float", "bool", "list[str] | None", …
+  std::string_view default_text;  // as Python writes it
+  std::string_view help;
+  // Throws Error(kType) `top_k must be int, got 'x'.`; ranges are validate()'s business.
+  void (*set)(SamplingParams&, const OptionValue&);
+  OptionValue (*get)(const SamplingParams&);
+};
+
+std::span<const SamplingParamsField> sampling_params_fields();
+// "seed" is another name of sampling_seed. Throws Error(kType) for an unknown name, naming the nearest known one.
+const SamplingParamsField& find_sampling_params_field(std::string_view name);
 
 }  // namespace tokenmill

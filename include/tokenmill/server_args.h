@@ -11,6 +11,8 @@
 #include <string_view>
 #include <vector>
 
+#include "tokenmill/option_value.h"
+
 namespace tokenmill {
 
 struct ServerArgs {
@@ -96,6 +98,9 @@ struct ServerArgsField {
   void (*set)(ServerArgs&, std::string_view text);
   std::string (*get)(const ServerArgs&);
   std::string (*get_json)(const ServerArgs&);
+  // The same with a typed value; throws Error(kType) "port must be int, got '80'."
+  void (*set_value)(ServerArgs&, const OptionValue&);
+  OptionValue (*get_value)(const ServerArgs&);
 };
 
 std::span<const ServerArgsField> server_args_fields();

@@ -9,13 +9,13 @@
 #include <string>
 #include <string_view>
 
-namespace tokenmill {
+#include "tokenmill/log.h"
 
-enum class LogLevel { kDebug, kInfo, kWarning, kError, kCritical };
+namespace tokenmill {
 
 class Logger {
  public:
-  using Sink = std::function<void(LogLevel, const std::string& line)>;
+  using Sink = LogSink;
   // level_name: debug, info, warning, error, critical; anything else throws Error(kValue).
   explicit Logger(std::string_view level_name, Sink sink = nullptr);
   bool enabled(LogLevel level) const { return level >= level_; }

@@ -89,16 +89,17 @@ std::shared_ptr<const Tokenizer> require_tokenizer(const EngineCore& core) {
   return tokenizer;
 }
 
-std::shared_ptr<Engine::Impl> load(ServerArgs args) {
+std::shared_ptr<Engine::Impl> load(ServerArgs args, LogSink log_sink) {
   const auto start = Clock::now();
   args = resolve_server_args(std::move(args));
   LoadTimings timings;
   EngineParts parts;
   {
-    const Logger logger(args.log_level);
+    const Logger logger(args.log_level, log_sink);
     logger.log(LogLevel::kInfo, "server_args=" + to_string(args), false);
     parts = load_parts(args, logger, timings);
   }
+  parts.log_sink = std::move(log_sink);
   auto core = std::make_shared<EngineCore>(std::move(args), std::move(parts));
   core->start();
   auto impl = std::make_shared<Engine::Impl>(std::move(core));
@@ -107,9 +108,9 @@ std::shared_ptr<Engine::Impl> load(ServerArgs args) {
   return impl;
 }
 
-std::shared_ptr<Engine::Impl> load_or_throw_error(ServerArgs args) {
+std::shared_ptr<Engine::Impl> load_or_throw_error(ServerArgs args, LogSink log_sink) {
   try {
-    return load(std::move(args));
+    return load(std::move(args), std::move(log_sink));
   } catch (const Error&) {
     throw;
   } catch (const std::bad_alloc&) {
@@ -123,7 +124,7 @@ std::shared_ptr<Engine::Impl> load_or_throw_error(ServerArgs args) {
 
 }  // namespace
 
-Engine::Engine(ServerArgs args) : impl_(load_or_throw_error(std::move(args))) {}
+Engine::Engine(ServerArgs args, LogSink log_sink) : impl_(load_or_throw_error(std::move(args), std::move(log_sink))) {}
 
 Engine::Engine(std::shared_ptr<Impl> impl) : impl_(std::move(impl)) {}
 
@@ -137,15 +138,18 @@ Engine::~Engine() {
   }
 }
 
-std::string Engine::submit(Request request, OutputCallback on_output) {
+std::string Engine::submit(Request request, OutputCallback on_output, FailureCallback on_failure) {
   auto call = std::make_shared<Call>();
   call->on_output = std::move(on_output);
+  call->on_failure = std::move(on_failure);
   return impl_->core->submit(one(std::move(request)), std::move(call), true).front();
 }
 
-std::vector<std::string> Engine::submit(std::vector<Request> requests, OutputCallback on_output) {
+std::vector<std::string> Engine::submit(std::vector<Request> requests, OutputCallback on_output,
+                                        FailureCallback on_failure) {
   auto call = std::make_shared<Call>();
   call->on_output = std::move(on_output);
+  call->on_failure = std::move(on_failure);
   return impl_->core->submit(std::move(requests), std::move(call), false);
 }
 

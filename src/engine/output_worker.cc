@@ -227,7 +227,13 @@ void OutputWorker::handle_failure(RequestState& request, const Error& error) {
   request.unfinished = 0;
   options_.on_finished(request, reason);
   const bool told_as_error = request.call->on_failure != nullptr;
-  if (told_as_error && !std::exchange(request.call->failure_told, true)) request.call->on_failure(error);
+  if (told_as_error && !std::exchange(request.call->failure_told, true)) {
+    try {
+      request.call->on_failure(error);
+    } catch (...) {
+      options_.logger->error(fmt::format("on_failure threw for request {}.", request.rid));
+    }
+  }
   for (size_t i = 0; i < request.samples.size(); ++i) {
     SampleOutput& out = request.samples[i];
     if (std::exchange(out.finished, true) || told_as_error || request.cancelled) continue;

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <limits>
+#include <nlohmann/json.hpp>
 #include <utility>
 
 #include "engine/text_repr.h"
@@ -28,6 +29,15 @@ void reject_unbuilt(const Request& request) {
     if (given) throw_unsupported(std::string(name) + " is not built yet: this version has no structured output.");
   }
   if (request.lora_path) throw_unsupported("lora_path is not built yet: this version loads no LoRA adapters.");
+}
+
+// A reply is asked for unless the caller says otherwise.
+std::string chat_kwargs(const std::string& kwargs_json) {
+  if (kwargs_json == "{}") return R"({"add_generation_prompt": true})";
+  nlohmann::ordered_json kwargs = nlohmann::ordered_json::parse(kwargs_json, nullptr, false);
+  if (!kwargs.is_object()) throw_rule("chat_kwargs_json", "a JSON object", kwargs_json);
+  if (!kwargs.contains("add_generation_prompt")) kwargs["add_generation_prompt"] = true;
+  return kwargs.dump();
 }
 
 std::vector<int32_t> sorted_ids(const std::vector<int64_t>& ids) {
@@ -142,7 +152,7 @@ std::vector<int32_t> RequestPreparer::tokenize(const Request& request) const {
   if (request.input_ids) return *request.input_ids;
   std::vector<int32_t> ids = request.prompt ? options_.tokenizer->encode_prompt(*request.prompt)
                                             : options_.tokenizer->encode_prompt(apply_chat_template(
-                                                  *request.messages_json, R"({"add_generation_prompt": true})"));
+                                                  *request.messages_json, chat_kwargs(request.chat_kwargs_json)));
   if (ids.empty()) throw_value("input_ids cannot be empty.");
   // A tokenizer may know more tokens than the model has embeddings for.
   for (const int32_t id : ids) {

@@ -7,30 +7,12 @@
 #include <deque>
 #include <nlohmann/json.hpp>
 
+#include "engine/option_assign.h"
 #include "engine/text_repr.h"
 #include "tokenmill/error.h"
 
 namespace tokenmill {
 namespace {
-
-template <class T>
-constexpr std::string_view kTypeName = "";
-template <>
-constexpr std::string_view kTypeName<std::string> = "str";
-template <>
-constexpr std::string_view kTypeName<bool> = "bool";
-template <>
-constexpr std::string_view kTypeName<int64_t> = "int";
-template <>
-constexpr std::string_view kTypeName<double> = "float";
-template <>
-constexpr std::string_view kTypeName<std::vector<std::string>> = "list[str] | None";
-template <>
-constexpr std::string_view kTypeName<std::optional<std::string>> = "str | None";
-template <>
-constexpr std::string_view kTypeName<std::optional<bool>> = "bool | None";
-template <>
-constexpr std::string_view kTypeName<std::optional<int64_t>> = "int | None";
 
 void parse(std::string_view, std::string_view text, std::string& value) { value = text; }
 
@@ -104,11 +86,15 @@ ServerArgsField row(FieldStatus status, std::string_view help) {
   ServerArgsField field;
   field.name = FieldName.text;
   field.status = status;
-  field.type = kTypeName<T>;
+  field.type = kOptionTypeName<T>;
   field.help = help;
   field.set = [](ServerArgs& args, std::string_view text) { parse(FieldName.text, text, args.*Member); };
   field.get = [](const ServerArgs& args) { return python_repr(args.*Member); };
   field.get_json = [](const ServerArgs& args) { return json_text(args.*Member); };
+  field.set_value = [](ServerArgs& args, const OptionValue& value) {
+    assign_option(FieldName.text, value, args.*Member);
+  };
+  field.get_value = [](const ServerArgs& args) { return option_of(args.*Member); };
   return field;
 }
 

@@ -168,7 +168,7 @@ class Generate(unittest.TestCase):
                  ('{"input_ids": [1], "prompt": "x"}\n', "line 1: give exactly one of"),
                  ('{"input_ids": [1], "sampling_params": {"tempreature": 1}}\n', "did you mean 'temperature'"),
                  ('{"input_ids": [1], "sampling_params": {"top_p": 2}}\n', "top_p must be in (0, 1], got 2"),
-                 ('{"input_ids": [1], "sampling_params": {"top_k": "x"}}\n', "top_k must be int, got \"x\""))
+                 ('{"input_ids": [1], "sampling_params": {"top_k": "x"}}\n', "top_k must be int, got 'x'"))
         for text, message in cases:
             result = run("generate", *IDS_ONLY, "--input", "-", stdin=text)
             self.assertEqual(result.returncode, 1, (text, result.stderr))

@@ -74,6 +74,29 @@ TEST(EngineFailure, RunningOutOfMemoryEndsTheEngine) {
   expect_death([] { throw std::bad_alloc(); }, "bad_alloc");
 }
 
+TEST(EngineFailure, ACallThatAsksIsToldOnce) {
+  ShadowEngineOptions options;
+  options.model.on_forward = [](const Batch&) { std::this_thread::sleep_for(1ms); };
+  Engine engine = make_shadow_engine(std::move(options));
+  std::atomic<int> outputs{0}, failures{0};
+  std::string message;
+  engine.submit(
+      {ids_request({1, 2}, 100000), ids_request({3, 4}, 100000)},
+      [&](Output&&) {
+        ++outputs;
+        return true;
+      },
+      [&](const Error& error) {
+        ++failures;
+        message = error.what();
+        throw std::runtime_error("a callback that breaks its promise");
+      });
+  engine.shutdown();
+  EXPECT_EQ(outputs, 0);
+  EXPECT_EQ(failures, 1);
+  EXPECT_EQ(message, "The engine was shut down.");
+}
+
 TEST(EngineFailure, ShutdownEndsOpenCallsWithinASecond) {
   ShadowEngineOptions options;
   options.model.on_forward = [](const Batch&) { std::this_thread::sleep_for(1ms); };

@@ -83,5 +83,49 @@ TEST(TextRepr, NumbersAsPythonWritesThem) {
   EXPECT_EQ(python_repr("a\nb\\'\""), "'a\\nb\\\\\\'\"'");
 }
 
+TEST(SamplingParamsTable, SetsAndGetsByName) {
+  EXPECT_EQ(sampling_params_fields().size(), 26u);
+  SamplingParams params;
+  const auto set = [&](std::string_view name, const OptionValue& value) {
+    find_sampling_params_field(name).set(params, value);
+    return find_sampling_params_field(name).get(params);
+  };
+  for (const SamplingParamsField& field : sampling_params_fields()) {
+    const OptionValue value = field.get(params);
+    EXPECT_EQ(set(field.name, value), value) << field.name;
+  }
+  EXPECT_EQ(find_sampling_params_field("max_new_tokens").default_text, "128");
+  EXPECT_EQ(find_sampling_params_field("stop").default_text, "None");
+  EXPECT_EQ(std::get<double>(set("temperature", int64_t{1})), 1.0);  // a whole number serves as a float
+  set("stop", std::string("END"));                                   // one is as good as a list of one
+  EXPECT_EQ(params.stop, std::vector<std::string>{"END"});
+  set("stop", {});
+  EXPECT_TRUE(params.stop.empty());
+  set("max_new_tokens", {});
+  EXPECT_FALSE(params.max_new_tokens);
+  set("seed", uint64_t{1} << 63);
+  EXPECT_EQ(params.sampling_seed, uint64_t{1} << 63);
+  set("logit_bias", std::map<int64_t, double>{{3, -1.5}});
+  EXPECT_EQ(params.logit_bias.at(3), -1.5);
+}
+
+TEST(SamplingParamsTable, WrongTypesAndNames) {
+  SamplingParams params;
+  const auto set = [&](std::string_view name, const OptionValue& value) {
+    find_sampling_params_field(name).set(params, value);
+  };
+  EXPECT_LOAD_ERROR(set("top_k", std::string("x")), ErrorKind::kType, "top_k must be int, got 'x'.");
+  EXPECT_LOAD_ERROR(set("top_k", 1.5), ErrorKind::kType, "top_k must be int, got 1.5.");
+  EXPECT_LOAD_ERROR(set("top_k", true), ErrorKind::kType, "top_k must be int, got True.");
+  EXPECT_LOAD_ERROR(set("top_p", {}), ErrorKind::kType, "top_p must be float, got None.");
+  EXPECT_LOAD_ERROR(set("n", uint64_t{1} << 63), ErrorKind::kValue, "n must be a 64-bit int, got 9223372036854775808.");
+  EXPECT_LOAD_ERROR(set("seed", int64_t{-1}), ErrorKind::kType, "sampling_seed must be int | None, got -1.");
+  EXPECT_LOAD_ERROR(set("stop", std::vector<int64_t>{1, 2}), ErrorKind::kType,
+                    "stop must be list[str] | None, got [1, 2].");
+  EXPECT_LOAD_ERROR(set("logit_bias", std::string("x")), ErrorKind::kType, "logit_bias must be dict[int, float]");
+  EXPECT_LOAD_ERROR(set("tempreature", 1.0), ErrorKind::kType,
+                    "Unknown sampling parameter 'tempreature'; did you mean 'temperature'?");
+}
+
 }  // namespace
 }  // namespace tokenmill

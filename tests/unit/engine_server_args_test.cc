@@ -80,6 +80,21 @@ TEST(ServerArgsTable, SetAndGetAgree) {
   }
 }
 
+TEST(ServerArgsTable, TypedValuesAgreeWithText) {
+  for (const ServerArgsField& field : server_args_fields()) {
+    ServerArgs from_text, from_value;
+    field.set(from_text, other_value(field));
+    field.set_value(from_value, field.get_value(from_text));
+    EXPECT_EQ(field.get(from_value), field.get(from_text)) << field.name;
+  }
+  ServerArgs args;
+  EXPECT_LOAD_ERROR(find_server_args_field("port")->set_value(args, std::string("80")), ErrorKind::kType,
+                    "port must be int, got '80'.");
+  // Text that reads like None is text.
+  find_server_args_field("chat_template")->set_value(args, std::string("None"));
+  EXPECT_EQ(args.chat_template, "None");
+}
+
 TEST(ServerArgsTable, UnbuiltFieldsRaiseForAnyOtherValue) {
   int unbuilt = 0;
   for (const ServerArgsField& field : server_args_fields()) {

@@ -42,8 +42,9 @@ struct Request {
   int64_t top_logprobs_num = 0;
   std::vector<int64_t> token_ids_logprob;
   std::optional<std::string> lora_path;
-  std::optional<std::string> rid;  // nullopt: made by the engine
-  int64_t priority = 0;
+  std::optional<std::string> rid;         // nullopt: made by the engine
+  int64_t priority = 0;                   // larger first, with schedule_policy='priority'
+  std::optional<std::string> cache_salt;  // prefixes are shared only among requests with the same one
   bool stream = false;  // on_output is called for every chunk, else once a sample, when it has finished
   bool return_prompt_token_ids = false;
 };
@@ -58,8 +59,27 @@ using OutputCallback = std::function<bool(Output&&)>;
 // requests had finished: those then get no Output. The same rules as for OutputCallback.
 using FailureCallback = std::function<void(const Error&)>;
 
+// The next request of a lazy list; nullopt: there is no more.
+using RequestSource = std::function<std::optional<Request>()>;
+
 struct Usage {
   int64_t prompt_tokens = 0, cached_tokens = 0, completion_tokens = 0;
+};
+
+// A prompt whose K/V stay in the cache, whoever runs, until the handle is released or goes. Move-only; may outlive the
+// engine, and then does nothing.
+class PinnedPrefix {
+ public:
+  class Impl;
+  explicit PinnedPrefix(std::unique_ptr<Impl> impl);
+  PinnedPrefix(PinnedPrefix&&) noexcept;
+  PinnedPrefix& operator=(PinnedPrefix&&) noexcept;
+  ~PinnedPrefix();  // release()
+  int64_t tokens() const;
+  void release();  // idempotent; takes effect between two steps
+
+ private:
+  std::unique_ptr<Impl> impl_;
 };
 
 class Engine {
@@ -88,9 +108,20 @@ class Engine {
   Stream generate_stream(Request request);
   Stream generate_stream(std::vector<Request> requests);  // chunks interleave, each with its index
 
+  // Runs requests that are made as they are needed: `next` is called on this thread only, at most a window of 4,096
+  // waiting prompts ahead of what runs, so memory does not grow with the list. on_output is called on this thread, too,
+  // as outputs come; Output::index is the place in the list. A request that is not valid ends with finish_reason abort
+  // as its own output. Returns when all have finished; when on_output returns false, or either function throws, what
+  // still runs is aborted first. Throws Error(kRuntime) when the engine died.
+  void generate_iter(const RequestSource& next, const OutputCallback& on_output);
+
   void abort(std::string_view rid);
   void abort_all();
-  bool flush_cache();  // false (and a warning) while requests are pending
+  bool flush_cache();  // false (and a warning) while requests are pending; pinned prefixes stay
+  // Computes the request's prompt (nothing is generated; its sampling parameters are not looked at) and keeps it in the
+  // cache. Pins may hold three quarters of the KV pool; throws Error(kValue) beyond that, without a radix cache, and
+  // where the prompt cannot run.
+  PinnedPrefix pin(Request request);
 
   std::map<std::string, double> stats() const;
   // Resolved arguments, sizes and start-up timings, as JSON text.

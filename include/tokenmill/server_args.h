@@ -76,6 +76,8 @@ struct ServerArgs {
   std::string radix_eviction_policy = "lru";
   bool enable_metrics = false;
   bool allow_auto_truncate = false;
+  std::optional<double> waiting_timeout;  // seconds until the first admission; nullopt: none
+  std::optional<double> running_timeout;  // seconds since then; nullopt: none
 
   // Throws Error: kValue with the rule and the value, kUnsupported for what this build cannot honour.
   void validate() const;

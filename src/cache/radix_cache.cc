@@ -40,12 +40,12 @@ PrefixLease RadixCache::match(const std::string& name, TokenSpan tokens, Partial
   for (const RadixNode* node = place.node; !node->is_root(); node = node->parent) {
     std::copy(node->blocks.begin(), node->blocks.end(), lease.blocks.begin() + node->begin() / page);
   }
-  touch(lease.node);
+  touch(lease.node, /*hit=*/true);
   lock(lease.node, nullptr);
   if (place.rows > 0) {
     *partial = {place.branch->blocks[0], static_cast<int32_t>(place.rows)};
     lease.copy_source = place.branch;
-    touch(place.branch);
+    touch(place.branch, /*hit=*/true);
     lock(place.branch, nullptr);
   }
   return lease;
@@ -159,7 +159,7 @@ void RadixCache::release_lease(PrefixLease& lease) {
   for (size_t i = in_tree; i < lease.blocks.size(); ++i) allocator_.release(lease.blocks[i]);
   if (lease.node) {
     lease.node->live_tail = false;
-    touch(lease.node);
+    touch(lease.node, /*hit=*/false);
     unlock(lease.node, nullptr);
   }
   lease = {};
@@ -189,10 +189,34 @@ void RadixCache::fail(uint64_t step) {
   }
 }
 
+PrefixLease RadixCache::pin(const std::string& name, TokenSpan tokens) {
+  PartialMatch rows;
+  PrefixLease lease = match(name, tokens, &rows);
+  // The tail that a running sequence still writes cannot be held: its owner must be able to take it out and go on.
+  if (lease.copy_source && lease.copy_source->live_tail) copy_done(lease);
+  change_pins(lease, 1);
+  return lease;
+}
+
+void RadixCache::unpin(PrefixLease& lease) {
+  change_pins(lease, -1);
+  abandon(lease);
+}
+
+void RadixCache::change_pins(const PrefixLease& lease, int32_t change) {
+  for (RadixNode* end : {lease.node, lease.copy_source}) {
+    for (RadixNode* node = end; node; node = node->parent) {
+      const bool was_pinned = node->pins > 0;
+      node->pins += change;
+      if ((node->pins > 0) != was_pinned) pinned_blocks_ += change * static_cast<int64_t>(node->blocks.size());
+    }
+  }
+}
+
 void RadixCache::clear() {
-  TM_CHECK(locked_blocks_ == 0 && pending_.empty());
-  while (!eviction_order_.empty()) remove_leaf(eviction_order_.begin()->second, /*free_blocks=*/true);
-  TM_CHECK(tree_blocks_ == 0);
+  TM_CHECK(locked_blocks_ == pinned_blocks_ && pending_.empty());
+  while (!eviction_order_.empty()) remove_leaf(std::get<2>(*eviction_order_.begin()), /*free_blocks=*/true);
+  TM_CHECK(tree_blocks_ == pinned_blocks_);
   std::erase_if(roots_, [](const auto& entry) { return entry.second->locks == 0 && entry.second->watches.empty(); });
 }
 

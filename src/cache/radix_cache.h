@@ -19,6 +19,7 @@
 #include <set>
 #include <span>
 #include <string>
+#include <tuple>
 #include <utility>
 #include <vector>
 
@@ -61,6 +62,7 @@ struct RadixCacheOptions {
   int32_t page_size = 32;
   int32_t num_blocks = 0;
   bool enabled = true;  // false: nothing ever matches or enters, blocks only
+  EvictionPolicy eviction = EvictionPolicy::kLru;
 };
 
 class RadixCache {
@@ -75,7 +77,7 @@ class RadixCache {
   // The source of that copy stays locked until copy_done().
   PrefixLease match(const std::string& name, TokenSpan tokens, PartialMatch* partial);
   void copy_done(PrefixLease& lease);
-  // Appends n blocks, evicting least recently used leaves as needed; false: not possible, nothing has changed.
+  // Appends n blocks, evicting leaves in the order of the policy as needed; false: not possible, nothing has changed.
   bool acquire(int64_t n, std::vector<int32_t>& out);
   // The sequence's tokens up to `tokens.size()` will have been computed by `step`: they enter the tree, uncommitted.
   // Where the tree already holds an equal block it is noted in lease.duplicates.
@@ -106,16 +108,22 @@ class RadixCache {
   int64_t total_blocks() const { return allocator_.total_blocks(); }
   int64_t cached_blocks() const { return tree_blocks_; }
   int64_t available_blocks() const { return free_blocks() + tree_blocks_ - locked_blocks_; }
+  int64_t pinned_blocks() const { return pinned_blocks_; }
   int64_t locked_tokens() const { return locked_tokens_; }  // distinct tokens in the tree that leases hold
   int64_t evictions() const { return evictions_; }          // blocks
   int64_t num_nodes() const { return num_nodes_; }
 
-  // Frees every block of the tree; nothing may be leased.
+  // Holds the longest committed prefix of `tokens` until unpin(), whoever runs; to the block where its end is shared
+  // with a running sequence's tail. A pinned lease is one of check_integrity()'s leases.
+  PrefixLease pin(const std::string& name, TokenSpan tokens);
+  void unpin(PrefixLease& lease);
+  // Frees every block of the tree that is not pinned; nothing else may be leased.
   void clear();
   // Throws InvariantError unless blocks, locks and counts add up, given every lease there is. O(tree).
   void check_integrity(std::span<const PrefixLease* const> leases) const;
 
  private:
+  using EvictionEntry = std::tuple<std::pair<uint64_t, uint64_t>, uint64_t, RadixNode*>;  // (key, id, leaf)
   // Where a walk down the tree ends: `node` matched whole, then `rows` more tokens of `branch` (null: none).
   struct Place {
     RadixNode* node = nullptr;
@@ -129,7 +137,9 @@ class RadixCache {
 
   void lock(RadixNode* node, const RadixNode* above);  // node and its ancestors below `above`
   void unlock(RadixNode* node, const RadixNode* above);
-  void touch(RadixNode* node);
+  void touch(RadixNode* node, bool hit);
+  void change_pins(const PrefixLease& lease, int32_t change);
+  EvictionEntry eviction_entry(RadixNode* node) const;
   void update_evictable(RadixNode* node);
 
   RadixNode* add_child(RadixNode* parent, TokenSpan tokens, std::span<const int32_t> blocks, uint64_t step, bool live);
@@ -149,16 +159,17 @@ class RadixCache {
   void watches_after_split(RadixNode* parent, RadixNode* upper, RadixNode* child);
   void watches_after_loss(RadixNode* parent, RadixNode* child);
   void check_watches(const RadixNode* node) const;
-  void check_node(const RadixNode* node, std::vector<char>& in_tree, int64_t sums[4]) const;
+  void check_node(const RadixNode* node, std::vector<char>& in_tree, int64_t sums[5]) const;
 
   RadixCacheOptions options_;
   BlockAllocator allocator_;
   std::map<std::string, std::unique_ptr<RadixNode>> roots_;
-  std::set<std::pair<std::pair<uint64_t, uint64_t>, RadixNode*>> eviction_order_;  // ((last_access, id), leaf)
+  std::set<EvictionEntry> eviction_order_;
   std::vector<RadixNode*> pending_;
   std::vector<PrefixWatch*> changed_watches_;
   uint64_t next_id_ = 1, clock_ = 0;
   int64_t tree_blocks_ = 0, locked_blocks_ = 0, locked_tokens_ = 0, evictions_ = 0, num_nodes_ = 0;
+  int64_t pinned_blocks_ = 0;
 };
 
 }  // namespace tokenmill

@@ -7,8 +7,8 @@
 
 namespace tokenmill {
 
-// sums: nodes, blocks, locked blocks, locked tokens.
-void RadixCache::check_node(const RadixNode* node, std::vector<char>& in_tree, int64_t sums[4]) const {
+// sums: nodes, blocks, locked blocks, locked tokens, pinned blocks.
+void RadixCache::check_node(const RadixNode* node, std::vector<char>& in_tree, int64_t sums[5]) const {
   const int64_t page = page_size();
   const auto tokens = static_cast<int64_t>(node->tokens.size());
   TM_CHECK(tokens > 0 && node->end == node->parent->end + tokens && node->begin() % page == 0);
@@ -17,7 +17,8 @@ void RadixCache::check_node(const RadixNode* node, std::vector<char>& in_tree, i
   TM_CHECK(node->locks >= 0 && (node->parent->locks >= node->locks));
   bool evictable = node->locks == 0 && node->children.empty() && node->pending_step == 0;
   TM_CHECK(evictable == node->evictable);
-  TM_CHECK(eviction_order_.contains({{node->last_access, node->id}, const_cast<RadixNode*>(node)}) == evictable);
+  TM_CHECK(eviction_order_.contains(eviction_entry(const_cast<RadixNode*>(node))) == evictable);
+  TM_CHECK(node->pins >= 0 && node->pins <= node->locks);
   TM_CHECK(node->pending_step == 0 || node->locks > 0);
   TM_CHECK(!node->live_tail || (node->locks > 0 && tokens < page));
   TM_CHECK(!node->parent->pending_step || node->pending_step);
@@ -31,6 +32,7 @@ void RadixCache::check_node(const RadixNode* node, std::vector<char>& in_tree, i
     sums[2] += static_cast<int64_t>(node->blocks.size());
     sums[3] += tokens;
   }
+  if (node->pins > 0) sums[4] += static_cast<int64_t>(node->blocks.size());
 }
 
 // A watch stands where a fresh walk from the root would end.
@@ -50,7 +52,7 @@ void RadixCache::check_integrity(std::span<const PrefixLease* const> leases) con
   allocator_.check_integrity();
   std::vector<char> owner(allocator_.total_blocks(), 0);  // 1: in the tree, 2: a sequence's own
   std::map<const RadixNode*, int32_t> locks;
-  int64_t sums[4] = {0, 0, 0, 0};
+  int64_t sums[5] = {0, 0, 0, 0, 0};
   std::vector<const RadixNode*> nodes;
   for (const auto& [name, root] : roots_) nodes.push_back(root.get());
   for (size_t i = 0; i < nodes.size(); ++i) {
@@ -62,7 +64,7 @@ void RadixCache::check_integrity(std::span<const PrefixLease* const> leases) con
     check_watches(nodes[i]);
   }
   TM_CHECK(sums[0] == num_nodes_ && sums[1] == tree_blocks_);
-  TM_CHECK(sums[2] == locked_blocks_ && sums[3] == locked_tokens_);
+  TM_CHECK(sums[2] == locked_blocks_ && sums[3] == locked_tokens_ && sums[4] == pinned_blocks_);
 
   const int64_t page = page_size();
   int64_t own_blocks = 0;

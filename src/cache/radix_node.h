@@ -15,6 +15,8 @@
 #include <span>
 #include <vector>
 
+#include "cache/eviction.h"
+
 namespace tokenmill {
 
 struct PrefixWatch;
@@ -43,7 +45,8 @@ struct RadixNode {
   std::vector<int32_t> tokens;
   std::vector<int32_t> blocks;  // ceil(tokens / page_size)
   int32_t locks = 0;            // leases whose path goes through this node
-  uint64_t last_access = 0;
+  int32_t pins = 0;             // of these, pinned ones
+  NodeHistory history;
   uint64_t pending_step = 0;  // the step that writes these blocks; 0: committed
   // The last block of a running sequence: rows past tokens.size() belong to that sequence, which goes on writing them.
   bool live_tail = false;

@@ -74,7 +74,7 @@ RadixNode* RadixCache::add_child(RadixNode* parent, TokenSpan tokens, std::span<
   node->tokens.assign(tokens.begin(), tokens.end());
   node->blocks.assign(blocks.begin(), blocks.end());
   node->end = parent->end + static_cast<int64_t>(tokens.size());
-  node->last_access = ++clock_;
+  node->history = {.created = ++clock_, .last_access = clock_, .hits = 0};
   node->pending_step = step;
   node->live_tail = live;
   if (step) pending_.push_back(node);
@@ -99,7 +99,8 @@ RadixNode* RadixCache::split(RadixNode* node, int64_t tokens) {
   upper->parent = parent;
   upper->end = node->begin() + tokens;
   upper->locks = node->locks;
-  upper->last_access = node->last_access;
+  upper->pins = node->pins;
+  upper->history = node->history;
   upper->pending_step = node->pending_step;
   if (upper->pending_step) pending_.push_back(upper);
   parent->children.erase(node);
@@ -120,7 +121,7 @@ void RadixCache::remove_leaf(RadixNode* node, bool free_blocks) {
   TM_CHECK(node->children.empty() && !node->is_root());
   TM_CHECK(node->locks == 0 || mutated(Mutation::kLeaseNotTaken));
   RadixNode* parent = node->parent;
-  if (node->evictable) eviction_order_.erase({{node->last_access, node->id}, node});
+  if (node->evictable) eviction_order_.erase(eviction_entry(node));
   node->evictable = false;
   parent->children.erase(node);
   if (node->pending_step) std::erase(pending_, node);
@@ -153,12 +154,13 @@ void RadixCache::unlock(RadixNode* node, const RadixNode* above) {
   }
 }
 
-void RadixCache::touch(RadixNode* node) {
+void RadixCache::touch(RadixNode* node, bool hit) {
   ++clock_;
   for (; node; node = node->parent) {
-    if (node->evictable) eviction_order_.erase({{node->last_access, node->id}, node});
+    if (node->evictable) eviction_order_.erase(eviction_entry(node));
     node->evictable = false;
-    node->last_access = clock_;
+    node->history.last_access = clock_;
+    if (hit) ++node->history.hits;
     update_evictable(node);
   }
 }
@@ -169,17 +171,21 @@ void RadixCache::update_evictable(RadixNode* node) {
   if (wanted == node->evictable) return;
   node->evictable = wanted;
   if (wanted) {
-    eviction_order_.insert({{node->last_access, node->id}, node});
+    eviction_order_.insert(eviction_entry(node));
   } else {
-    eviction_order_.erase({{node->last_access, node->id}, node});
+    eviction_order_.erase(eviction_entry(node));
   }
 }
 
-// Least recently used leaf first, from its end, and no more than needed.
+RadixCache::EvictionEntry RadixCache::eviction_entry(RadixNode* node) const {
+  return {eviction_key(options_.eviction, node->history), node->id, node};
+}
+
+// The policy's first leaf first, from its end, and no more than needed.
 void RadixCache::evict(int64_t blocks) {
   while (blocks > 0) {
     TM_CHECK(!eviction_order_.empty());
-    RadixNode* node = eviction_order_.begin()->second;
+    RadixNode* node = std::get<2>(*eviction_order_.begin());
     int64_t held = static_cast<int64_t>(node->blocks.size());
     int64_t taken = std::min(blocks, held);
     blocks -= taken;

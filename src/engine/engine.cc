@@ -11,6 +11,7 @@
 #include "engine/engine_core.h"
 #include "engine/engine_impl.h"
 #include "engine/model_loader.h"
+#include "engine/pinned_prefix.h"
 #include "engine/resolve_args.h"
 #include "engine/stream_impl.h"
 #include "ops/backend.h"
@@ -174,6 +175,12 @@ Stream Engine::generate_stream(std::vector<Request> requests) {
 void Engine::abort(std::string_view rid) { impl_->core->abort(rid); }
 void Engine::abort_all() { impl_->core->abort_all(); }
 bool Engine::flush_cache() { return impl_->core->flush_cache(); }
+
+PinnedPrefix Engine::pin(Request request) {
+  const auto [pin, tokens] = impl_->core->pin(std::move(request));
+  return PinnedPrefix(std::make_unique<PinnedPrefix::Impl>(impl_->core, pin, tokens));
+}
+
 std::map<std::string, double> Engine::stats() const { return impl_->core->stats(); }
 
 void Engine::shutdown() {

@@ -23,6 +23,12 @@ SchedulePolicy parse_policy(const std::string& name) {
   return SchedulePolicy::kLpm;
 }
 
+EvictionPolicy parse_eviction(const std::string& name) {
+  if (name == "lfu") return EvictionPolicy::kLfu;
+  if (name == "fifo") return EvictionPolicy::kFifo;
+  return EvictionPolicy::kLru;
+}
+
 // The options that need the model: context_length is at most what the model declares.
 ServerArgs with_model(ServerArgs args, const ModelConfig& config, const Backend& backend) {
   require_rule(args.context_length.value_or(1) <= config.max_position, "context_length",
@@ -66,6 +72,9 @@ SchedulerOptions scheduler_options(const ServerArgs& args, int32_t num_blocks,
   options.policy = parse_policy(args.schedule_policy);
   options.schedule_conservativeness = args.schedule_conservativeness;
   options.disable_radix_cache = args.disable_radix_cache;
+  options.eviction = parse_eviction(args.radix_eviction_policy);
+  options.waiting_timeout_seconds = args.waiting_timeout.value_or(0);
+  options.running_timeout_seconds = args.running_timeout.value_or(0);
   options.decode_log_interval = args.decode_log_interval;
   options.random_seed = static_cast<uint64_t>(*args.random_seed);
   if (tokenizer) options.token_bytes = [tokenizer](int32_t id) { return tokenizer->token_bytes(id); };

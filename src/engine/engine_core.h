@@ -59,11 +59,18 @@ class EngineCore {
   void start();  // the engine thread and the output thread
 
   // Throws Error when the arguments are bad, an id is taken, or (single) the prompt cannot run. Returns the ids.
-  std::vector<std::string> submit(std::vector<Request> requests, std::shared_ptr<Call> call, bool single);
+  // `pin`: see SequenceSpec::pin; of a single request.
+  std::vector<std::string> submit(std::vector<Request> requests, std::shared_ptr<Call> call, bool single,
+                                  uint64_t pin = 0);
+  // Waits until the queue has room for a request, or the engine ends.
+  void wait_for_room();
   void abort(std::string_view rid);
   void abort_call(const Call& call);
   void abort_all();
   bool flush_cache();
+  // Computes and holds a prompt; returns its number for unpin() and its tokens. Throws Error.
+  std::pair<uint64_t, int64_t> pin(Request request);
+  void unpin(uint64_t pin);  // any thread, does not wait; nothing after the end of the engine
   std::map<std::string, double> stats() const;
   void shutdown();
 
@@ -87,6 +94,7 @@ class EngineCore {
   const std::string& backend_description() const { return backend_description_; }
   bool on_output_thread() const { return outputs_.on_this_thread(); }
 
+  static constexpr const char* kQueueFull = "The request queue is full.";
   static constexpr size_t kWindowPrompts = 4096;  // of a list call, waiting at once
 
  private:
@@ -174,6 +182,7 @@ class EngineCore {
 
   mutable std::mutex stats_mutex_;
   SchedulerStats scheduler_stats_;
+  std::atomic<uint64_t> next_pin_{1};
   std::atomic<int64_t> num_requests_{0}, num_finished_{0}, num_aborted_{0};
 
   std::mutex feeders_mutex_;

@@ -34,7 +34,8 @@ void EngineCore::check_open() const {
   if (closed_) throw *closed_;
 }
 
-std::vector<std::string> EngineCore::submit(std::vector<Request> requests, std::shared_ptr<Call> call, bool single) {
+std::vector<std::string> EngineCore::submit(std::vector<Request> requests, std::shared_ptr<Call> call, bool single,
+                                            uint64_t pin) {
   check_open();
   const std::shared_ptr<const RequestPreparer> preparer = this->preparer();  // lives on if shutdown() comes meanwhile
   for (const Request& request : requests) preparer->check(request);
@@ -52,6 +53,7 @@ std::vector<std::string> EngineCore::submit(std::vector<Request> requests, std::
   for (const Request& request : requests) {
     states.push_back(preparer->make_state(request, number++));
     states.back()->call = call;
+    states.back()->pin = pin;
     states.back()->first_index = index;
     states.back()->submitted = now;
     index += request.sampling_params.n;
@@ -171,7 +173,7 @@ bool EngineCore::enqueue(AdmissionUnit unit, std::vector<Delta>& rejected) {
     if (inbox_.stopping) return false;
     const int64_t room = std::max<int64_t>(0, queue_limit() - inbox_.waiting - inbox_.queued);
     for (size_t i = static_cast<size_t>(room); i < unit.size(); ++i) {
-      append_abort(unit[i].state, "The request queue is full.", rejected);
+      append_abort(unit[i].state, kQueueFull, rejected);
     }
     if (static_cast<int64_t>(unit.size()) > room) unit.resize(static_cast<size_t>(room));
     if (unit.empty()) return true;
@@ -180,6 +182,11 @@ bool EngineCore::enqueue(AdmissionUnit unit, std::vector<Delta>& rejected) {
   }
   inbox_.arrived.notify_one();
   return true;
+}
+
+void EngineCore::wait_for_room() {
+  std::unique_lock lock(inbox_.mutex);
+  inbox_.room.wait(lock, [&] { return inbox_.stopping || inbox_.waiting + inbox_.queued < queue_limit(); });
 }
 
 void EngineCore::start_feeder(std::shared_ptr<const RequestPreparer> preparer, std::vector<Request> requests,
@@ -335,9 +342,11 @@ std::map<std::string, double> EngineCore::stats() const {
           {"evictions", number(stats.evictions)},
           {"retractions", number(stats.retractions)},
           {"preemptions", number(stats.preemptions)},
+          {"timeouts", number(stats.timeouts)},
           {"blocks_free", number(stats.blocks_free)},
           {"blocks_total", number(stats.blocks_total)},
           {"blocks_cached", number(stats.blocks_cached)},
+          {"blocks_pinned", number(stats.blocks_pinned)},
           {"steps", number(stats.steps)},
           {"prefill_steps", number(stats.prefill_steps)},
           {"decode_steps", number(stats.decode_steps)},

@@ -43,6 +43,8 @@ inline constexpr std::string_view kOptionTypeName<std::optional<int64_t>> = "int
 template <>
 inline constexpr std::string_view kOptionTypeName<std::optional<uint64_t>> = "int | None";
 template <>
+inline constexpr std::string_view kOptionTypeName<std::optional<double>> = "float | None";
+template <>
 inline constexpr std::string_view kOptionTypeName<std::optional<std::vector<int64_t>>> = "list[int] | None";
 
 // As Python writes it.

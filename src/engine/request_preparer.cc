@@ -188,6 +188,8 @@ std::vector<SequenceSpec> RequestPreparer::prepare(const Request& request, Reque
   spec.group = params.n > 1 ? state.number + 1 : 0;  // 0: none
   spec.prompt = state.prompt;
   spec.priority = request.priority;
+  spec.cache_namespace = request.cache_salt.value_or("");
+  spec.pin = state.pin;
   spec.max_new_tokens = std::min(params.max_new_tokens.value_or(context), context - prompt_tokens);
   spec.min_new_tokens = std::min(params.min_new_tokens, spec.max_new_tokens);
   spec.temperature = params.temperature < kGreedyTemperature ? 0.0f : static_cast<float>(params.temperature);

@@ -166,9 +166,12 @@ std::vector<ServerArgsField> make_table() {
       FIELD(revision)(kHonoured, "revision in the Hugging Face cache; None: main"),
       FIELD(download_dir)(kHonoured, "Hugging Face cache folder; None: HF_HUB_CACHE, HF_HOME or the default"),
       FIELD(max_queued_requests)(kHonoured, "requests that may wait; None: 1048576"),
-      FIELD(radix_eviction_policy)(kNotBuilt, "'lru' is the only policy"),
+      FIELD(radix_eviction_policy)(kHonoured, "which cached prefix goes first when memory runs out: lru, lfu, fifo"),
       FIELD(enable_metrics)(kServerOnly, "serve /metrics"),
       FIELD(allow_auto_truncate)(kHonoured, "cut the end off an over-long prompt instead of raising"),
+      FIELD(waiting_timeout)(kHonoured,
+                             "seconds a request may wait before it starts, else it is aborted; None: no limit"),
+      FIELD(running_timeout)(kHonoured, "seconds a request may take after it has started; None: no limit"),
   };
 }
 

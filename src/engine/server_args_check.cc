@@ -56,6 +56,11 @@ void check_scheduling(const ServerArgs& args) {
   require_rule(page_size >= 1 && page_size <= 64 && std::has_single_bit(static_cast<uint64_t>(page_size)), "page_size",
                "a power of two from 1 to 64", args.page_size);
   require_at_least("max_queued_requests", args.max_queued_requests, 1);
+  require_one_of("radix_eviction_policy", args.radix_eviction_policy, {"lru", "lfu", "fifo"});
+  for (const auto& [name, value] :
+       {std::pair("waiting_timeout", args.waiting_timeout), std::pair("running_timeout", args.running_timeout)}) {
+    require_rule(std::isfinite(value.value_or(1)) && value.value_or(1) > 0, name, "None or a number above 0", value);
+  }
 }
 
 }  // namespace

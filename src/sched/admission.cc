@@ -36,10 +36,14 @@ bool Scheduler::Impl::fits_surely_not(const Sequence& sequence, const Budget& bu
 void Scheduler::Impl::admit(Budget& budget) {
   budget.reserved_blocks = reserved_blocks();
   waiting.begin_scan();
+  int64_t passed = 0;
   while (Sequence* sequence = waiting.next()) {
     if (static_cast<int64_t>(running.size()) >= options.max_running_requests) return;
     if (partial || budget.chunk_tokens <= 0 || budget.prefill_tokens <= 0) return;
-    if (must_wait(*sequence)) continue;
+    if (must_wait(*sequence)) {
+      if (++passed > kFollowersPassedMax) return;
+      continue;
+    }
     if (fits_surely_not(*sequence, budget)) return;
     if (try_admit(*sequence, budget) == Admitted::kStop) return;
   }
@@ -70,7 +74,7 @@ Scheduler::Impl::Admitted Scheduler::Impl::try_admit(Sequence& sequence, Budget&
       cache.abandon(lease);
       abort_now(sequence, "The request needs KV memory for at least " + std::to_string(total) +
                               " tokens, but the pool holds " +
-                              std::to_string(cache.total_blocks() * options.page_size) +
+                              std::to_string(cache.total_blocks() * options.page_size) + pinned_note() +
                               ". Use a shorter input, or a larger max_total_tokens or mem_fraction_static.");
       return Admitted::kEnded;
     }
@@ -92,6 +96,9 @@ Scheduler::Impl::Admitted Scheduler::Impl::try_admit(Sequence& sequence, Budget&
   sequence.kv_len = matched;
   if (sequence.cached_tokens < 0) {
     sequence.cached_tokens = matched;
+    if (options.running_timeout_seconds > 0) {
+      running_deadlines.push_back({now() + options.running_timeout_seconds, sequence.spec.id});
+    }
     totals.prompt_tokens += total;
     totals.cached_tokens += matched;
   }

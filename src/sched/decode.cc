@@ -23,6 +23,7 @@ bool Scheduler::Impl::make_room_for_decodes() {
       abort_now(*running[0],
                 "Out of KV memory: the request is alone and cannot grow past " + std::to_string(running[0]->kv_len) +
                     " tokens; the pool holds " + std::to_string(cache.total_blocks() * options.page_size) +
+                    pinned_note() +
                     ". Use a smaller max_new_tokens, or a larger max_total_tokens or mem_fraction_static.");
       return false;
     }

@@ -37,10 +37,6 @@ SequenceEvent Scheduler::Impl::event_of(const Sequence& sequence) const {
 // The sequence and all it holds go; the reference is dead afterwards. Only while no step is in flight.
 void Scheduler::Impl::end_sequence(Sequence& sequence, SequenceEvent event, FinishReason reason, bool keep_in_cache) {
   TM_CHECK(!in_flight || sequence.state == SequenceState::kWaiting);
-  ++(reason.type == FinishReason::Type::kAbort ? totals.aborted : totals.finished);
-  event.finish = std::move(reason);
-  events.push_back(std::move(event));
-
   if (sequence.state == SequenceState::kWaiting) {
     waiting.remove(sequence);
   } else {
@@ -53,6 +49,11 @@ void Scheduler::Impl::end_sequence(Sequence& sequence, SequenceEvent event, Fini
     if (partial == &sequence) partial = nullptr;
     std::erase(running, &sequence);
   }
+  if (sequence.spec.pin != 0 && reason.type != FinishReason::Type::kAbort) pin(sequence, reason);
+  ++(reason.type == FinishReason::Type::kAbort ? totals.aborted : totals.finished);
+  event.finish = std::move(reason);
+  events.push_back(std::move(event));
+
   auto it = groups.find(sequence.spec.group);
   if (it != groups.end()) {
     Group& group = it->second;
@@ -62,6 +63,21 @@ void Scheduler::Impl::end_sequence(Sequence& sequence, SequenceEvent event, Fini
     if (--group.members == 0) groups.erase(it);
   }
   sequences.erase(sequence.spec.id);
+}
+
+// What the sequence has left in the tree is held from now on; refused where too little would be left for others.
+void Scheduler::Impl::pin(const Sequence& sequence, FinishReason& reason) {
+  PrefixLease lease = cache.pin(sequence.spec.cache_namespace, sequence.all_tokens());
+  const double share = static_cast<double>(cache.pinned_blocks()) / static_cast<double>(cache.total_blocks());
+  if (share <= kPinnedShareMax) {
+    const bool is_new = pinned.emplace(sequence.spec.pin, std::move(lease)).second;
+    TM_CHECK(is_new);
+    return;
+  }
+  cache.unpin(lease);
+  reason = aborted("Pinned prefixes may hold three quarters of the KV pool (" +
+                   std::to_string(cache.total_blocks() * options.page_size) +
+                   " tokens); this one would go over. Release others, or use a larger max_total_tokens.");
 }
 
 void Scheduler::Impl::abort_now(Sequence& sequence, const std::string& message) {

@@ -1,6 +1,7 @@
 #include "sched/scheduler.h"
 
 #include <algorithm>
+#include <cstdio>
 
 #include "base/check.h"
 #include "sched/scheduler_impl.h"
@@ -9,7 +10,7 @@ namespace tokenmill {
 
 Scheduler::Impl::Impl(SchedulerOptions scheduler_options)
     : options(std::move(scheduler_options)),
-      cache({options.page_size, options.num_blocks, !options.disable_radix_cache}),
+      cache({options.page_size, options.num_blocks, !options.disable_radix_cache, options.eviction}),
       waiting(options.policy, options.random_seed, options.overtake_max, cache),
       ratio(options.schedule_conservativeness) {
   TM_CHECK(options.max_running_requests >= 1 && options.max_prefill_tokens >= 1 && options.decode_log_interval >= 1);
@@ -40,6 +41,10 @@ void Scheduler::Impl::add(std::vector<SequenceSpec> specs) {
     if (it != groups.end() && it->second.members == 1) groups.erase(it);
   }
   totals.requests += static_cast<int64_t>(unit.size());
+  if (options.waiting_timeout_seconds > 0) {
+    const double deadline = now() + options.waiting_timeout_seconds;
+    for (const Sequence* sequence : unit) waiting_deadlines.push_back({deadline, sequence->spec.id});
+  }
   waiting.add(unit);
 }
 
@@ -54,8 +59,37 @@ void Scheduler::Impl::abort(uint64_t id, const std::string& message) {
   abort_now(sequence, message);
 }
 
+// What has waited or run for too long ends. Deadlines of one kind rise in order of arrival, so only the first are
+// looked at.
+void Scheduler::Impl::expire() {
+  const auto expire_first = [&](std::deque<Deadline>& deadlines, double seconds, const char* what) {
+    if (deadlines.empty()) return;
+    for (const double time = now(); !deadlines.empty() && deadlines.front().seconds <= time; deadlines.pop_front()) {
+      const auto found = sequences.find(deadlines.front().id);
+      if (found == sequences.end()) continue;
+      Sequence& sequence = *found->second;
+      if (&deadlines == &waiting_deadlines && sequence.cached_tokens >= 0) continue;  // admitted in time
+      ++totals.timeouts;
+      char message[160];
+      std::snprintf(message, sizeof message, "The request has %s for longer than %g s (%s).", what, seconds,
+                    &deadlines == &waiting_deadlines ? "waiting_timeout" : "running_timeout");
+      abort_now(sequence, message);
+    }
+  };
+  expire_first(waiting_deadlines, options.waiting_timeout_seconds, "waited");
+  expire_first(running_deadlines, options.running_timeout_seconds, "run");
+}
+
+void Scheduler::Impl::unpin(uint64_t pin) {
+  const auto found = pinned.find(pin);
+  if (found == pinned.end()) return;
+  cache.unpin(found->second);
+  pinned.erase(found);
+}
+
 const Batch* Scheduler::Impl::schedule() {
   TM_CHECK(!in_flight);
+  expire();
   // Each further round has ended a sequence.
   while (!plan_step()) {
   }
@@ -107,6 +141,7 @@ void Scheduler::Impl::check_integrity() const {
     TM_CHECK(in_flight || (sequence->lease.duplicates.empty() && !sequence->lease.copy_source));
   }
   TM_CHECK(sequences.size() == running.size() + static_cast<size_t>(waiting.size()));
+  for (const auto& [id, lease] : pinned) leases.push_back(&lease);
   cache.check_integrity(leases);
   for (size_t row = 0; in_flight && row < batch.rows.size(); ++row) {
     const BatchRow& batch_row = batch.rows[row];
@@ -126,6 +161,7 @@ void Scheduler::commit(const StepResult& result) { impl_->commit(result); }
 void Scheduler::fail(uint64_t step, const std::string& message) { impl_->fail(step, message); }
 std::vector<SequenceEvent> Scheduler::take_events() { return std::exchange(impl_->events, {}); }
 bool Scheduler::flush_cache() { return impl_->flush_cache(); }
+void Scheduler::unpin(uint64_t pin) { impl_->unpin(pin); }
 SchedulerStats Scheduler::stats() const { return impl_->stats(); }
 void Scheduler::check_integrity() const { impl_->check_integrity(); }
 

@@ -16,12 +16,11 @@
 #include <vector>
 
 #include "batch/batch.h"
+#include "cache/eviction.h"
+#include "sched/policy.h"
 #include "sched/sequence_spec.h"
 
 namespace tokenmill {
-
-enum class SchedulePolicy { kLpm, kFcfs, kDfsWeight, kLof, kRandom, kPriority };
-enum class EvictionPolicy { kLru };
 
 struct SchedulerOptions {
   int32_t page_size = 32;
@@ -45,6 +44,9 @@ struct SchedulerOptions {
   // Finished log lines ("Prefill batch. …", contract section 5); null: none.
   std::function<void(const std::string&)> log_info;
   std::function<double()> now_seconds;  // monotonic; null: the steady clock
+  // Seconds; 0: none. A sequence ends with finish = abort when it has waited longer for its first admission, or has
+  // been in the engine longer since then (retractions and all).
+  double waiting_timeout_seconds = 0, running_timeout_seconds = 0;
 };
 
 struct SchedulerStats {
@@ -52,7 +54,8 @@ struct SchedulerStats {
   int64_t requests = 0, finished = 0, aborted = 0;
   int64_t prompt_tokens = 0, cached_tokens = 0, generated_tokens = 0;
   int64_t evictions = 0, retractions = 0, preemptions = 0;  // blocks, sequences, sequences
-  int64_t blocks_free = 0, blocks_total = 0, blocks_cached = 0;
+  int64_t timeouts = 0;                                     // sequences; they count as aborted, too
+  int64_t blocks_free = 0, blocks_total = 0, blocks_cached = 0, blocks_pinned = 0;
   int64_t steps = 0, prefill_steps = 0, decode_steps = 0;
   double last_gen_throughput = 0;
 };
@@ -80,8 +83,10 @@ class Scheduler {
   // Events since the last call, in order.
   std::vector<SequenceEvent> take_events();
 
-  // Empties the radix cache; false (nothing done) while anything waits or runs.
+  // Empties the radix cache of all but pinned prefixes; false (nothing done) while anything waits or runs.
   bool flush_cache();
+  // Gives up the prefix that a sequence with this SequenceSpec::pin has left in the cache. Unknown pins are ignored.
+  void unpin(uint64_t pin);
   SchedulerStats stats() const;
   // Throws InvariantError naming what does not add up: every block is free, in the tree, or owned once; lock counts
   // equal the paths that hold them; no row reads a free block. O(tree).

@@ -6,6 +6,7 @@
 #pragma once
 
 #include <cstdint>
+#include <deque>
 #include <memory>
 #include <string>
 #include <unordered_map>
@@ -19,6 +20,10 @@
 
 namespace tokenmill {
 
+// How many sequences that wait for a leader's prefix one scan passes over; those behind them are looked at next step.
+inline constexpr int64_t kFollowersPassedMax = 512;
+// Pinned prefixes may hold this share of the pool.
+inline constexpr double kPinnedShareMax = 0.75;
 // A follower waits for a leader that is computing at least this much of their common prefix.
 inline constexpr int64_t kSharedUncommittedMin = 32;
 // Admission looks this many tokens ahead at most.
@@ -47,10 +52,17 @@ struct Scheduler::Impl {
   void add(std::vector<SequenceSpec> specs);
   void abort(uint64_t id, const std::string& message);
   const Batch* schedule();
+  void expire();
+  void unpin(uint64_t pin);
   bool plan_step();  // false: a sequence was ended instead, plan again
   void check_integrity() const;
   int64_t blocks_for(int64_t tokens) const { return (tokens + options.page_size - 1) / options.page_size; }
   bool mixes() const { return options.enable_mixed_chunk && options.chunked_prefill_size > 0; }
+  // For messages: pinned prefixes take their share of the pool.
+  std::string pinned_note() const {
+    const int64_t tokens = cache.pinned_blocks() * options.page_size;
+    return tokens == 0 ? "" : ", " + std::to_string(tokens) + " of them for pinned prefixes";
+  }
   bool idle() const { return running.empty() && waiting.empty(); }
 
   // admission.cc
@@ -86,6 +98,7 @@ struct Scheduler::Impl {
   void apply_aborts();
   SequenceEvent event_of(const Sequence& sequence) const;
   void end_sequence(Sequence& sequence, SequenceEvent event, FinishReason reason, bool keep_in_cache);
+  void pin(const Sequence& sequence, FinishReason& reason);
   void abort_now(Sequence& sequence, const std::string& message);
 
   // scheduler_log.cc
@@ -103,9 +116,15 @@ struct Scheduler::Impl {
   WaitingQueue waiting;
   NewTokenRatio ratio;
   std::unordered_map<uint64_t, std::unique_ptr<Sequence>> sequences;
-  std::unordered_map<uint64_t, Group> groups;  // of more than one member
-  std::vector<Sequence*> running;              // in order of admission
-  Sequence* partial = nullptr;                 // the one running sequence whose prompt is computed in part
+  std::unordered_map<uint64_t, Group> groups;        // of more than one member
+  std::vector<Sequence*> running;                    // in order of admission
+  std::unordered_map<uint64_t, PrefixLease> pinned;  // by SequenceSpec::pin
+  struct Deadline {
+    double seconds = 0;
+    uint64_t id = 0;
+  };
+  std::deque<Deadline> waiting_deadlines, running_deadlines;
+  Sequence* partial = nullptr;  // the one running sequence whose prompt is computed in part
 
   Batch batch;
   std::vector<Sequence*> batch_sequences;  // one a row

@@ -83,6 +83,7 @@ SchedulerStats Scheduler::Impl::stats() const {
   stats.blocks_free = cache.free_blocks();
   stats.blocks_total = cache.total_blocks();
   stats.blocks_cached = cache.cached_blocks();
+  stats.blocks_pinned = cache.pinned_blocks();
   return stats;
 }
 

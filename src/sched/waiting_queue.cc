@@ -6,17 +6,6 @@
 #include "base/check.h"
 
 namespace tokenmill {
-namespace {
-
-// splitmix64 (Steele, Lea, Flood: Fast splittable pseudorandom number generators, 2014).
-uint64_t mix(uint64_t x) {
-  x += 0x9e3779b97f4a7c15ull;
-  x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9ull;
-  x = (x ^ (x >> 27)) * 0x94d049bb133111ebull;
-  return x ^ (x >> 31);
-}
-
-}  // namespace
 
 WaitingQueue::WaitingQueue(SchedulePolicy policy, uint64_t seed, int64_t overtake_max, RadixCache& cache)
     : policy_(policy), seed_(seed), overtake_max_(static_cast<uint64_t>(overtake_max)), cache_(cache) {
@@ -34,21 +23,13 @@ WaitingQueue::Entry WaitingQueue::arrival_entry(const Sequence& sequence) {
 }
 
 int64_t WaitingQueue::rank_of(const Sequence& sequence) const {
-  switch (policy_) {
-    case SchedulePolicy::kLpm:
-      return -sequence.watch.matched;
-    case SchedulePolicy::kLof:
-      return -sequence.spec.max_new_tokens;
-    case SchedulePolicy::kPriority:
-      return -sequence.spec.priority;
-    case SchedulePolicy::kRandom:
-      return static_cast<int64_t>(mix(seed_ ^ mix(sequence.spec.id)) >> 1);
-    case SchedulePolicy::kDfsWeight:
-      return sequence.rank;  // rank_by_subtree_weight
-    case SchedulePolicy::kFcfs:
-      break;
-  }
-  return 0;
+  if (policy_ == SchedulePolicy::kDfsWeight) return sequence.rank;  // rank_by_subtree_weight
+  return waiting_rank(policy_,
+                      {.id = sequence.spec.id,
+                       .matched = sequence.watch.matched,
+                       .max_new_tokens = sequence.spec.max_new_tokens,
+                       .priority = sequence.spec.priority},
+                      seed_);
 }
 
 void WaitingQueue::insert(Sequence& sequence) {
@@ -104,57 +85,26 @@ void WaitingQueue::refresh() {
   stale_ = false;
 }
 
-// Depth first, the subtree with most waiting sequences first; a node's own sequences follow those of its children.
 void WaitingQueue::rank_by_subtree_weight() {
-  struct Branch {
-    int64_t weight = 0;
-    std::vector<const RadixNode*> children;
-    std::vector<Sequence*> own;
-  };
-  std::unordered_map<const RadixNode*, Branch> branches;
-  std::vector<const RadixNode*> roots;
+  std::unordered_map<const RadixNode*, int32_t> numbers;
+  std::vector<int32_t> parents, places;
   std::vector<Sequence*> sequences;
   for (const Entry& entry : arrivals_) {
-    const RadixNode* node = entry.sequence->watch.node;
-    branches[node].own.push_back(entry.sequence);
     sequences.push_back(entry.sequence);
-    for (; node; node = node->parent) {
-      if (branches[node].weight++ > 0) continue;
-      if (node->parent) {
-        branches[node->parent].children.push_back(node);
-      } else {
-        roots.push_back(node);
-      }
+    places.push_back(-1);
+    // Up the path until a node that has its number; every new one waits for its parent's.
+    int32_t child = -1;
+    for (const RadixNode* node = entry.sequence->watch.node; node; node = node->parent) {
+      const auto [found, is_new] = numbers.emplace(node, static_cast<int32_t>(parents.size()));
+      if (is_new) parents.push_back(-1);
+      (child < 0 ? places.back() : parents[child]) = found->second;
+      if (!is_new) break;
+      child = found->second;
     }
   }
-  auto heavier = [&](const RadixNode* a, const RadixNode* b) { return branches[a].weight > branches[b].weight; };
-  std::unordered_map<Sequence*, int64_t> ranks;
-  int64_t next_rank = 0;
-  struct Open {
-    const RadixNode* node;
-    bool expanded;
-  };
-  std::vector<Open> stack;
-  auto push_sorted = [&](std::vector<const RadixNode*>& nodes) {
-    std::stable_sort(nodes.begin(), nodes.end(), heavier);
-    for (auto it = nodes.rbegin(); it != nodes.rend(); ++it) stack.push_back({*it, false});
-  };
-  push_sorted(roots);
-  while (!stack.empty()) {
-    Branch& branch = branches[stack.back().node];
-    if (!stack.back().expanded) {
-      stack.back().expanded = true;
-      push_sorted(branch.children);
-      continue;
-    }
-    stack.pop_back();
-    for (Sequence* sequence : branch.own) ranks[sequence] = next_rank++;
-  }
-  for (Sequence* sequence : branches[nullptr].own) ranks[sequence] = next_rank++;  // the cache is disabled
-  for (Sequence* sequence : sequences) set_rank(*sequence, ranks.at(sequence));
+  const std::vector<int32_t> order = depth_first_order(parents, places);
+  for (size_t rank = 0; rank < order.size(); ++rank) set_rank(*sequences[order[rank]], static_cast<int64_t>(rank));
 }
-
-bool WaitingQueue::is_due(const Sequence& sequence) const { return num_left_ >= sequence.arrival + overtake_max_; }
 
 void WaitingQueue::begin_scan() {
   due_cursor_ = arrivals_.begin();
@@ -162,10 +112,9 @@ void WaitingQueue::begin_scan() {
 }
 
 Sequence* WaitingQueue::next() {
-  // Priorities are obeyed without a bound: that is what they are for.
-  if (policy_ != SchedulePolicy::kPriority && due_cursor_ != arrivals_.end()) {
+  if (due_cursor_ != arrivals_.end()) {
     Sequence* sequence = due_cursor_->sequence;
-    if (is_due(*sequence)) {
+    if (is_due(policy_, sequence->arrival, num_left_, overtake_max_)) {
       ++due_cursor_;
       // The order's cursor must not stand on what the caller may remove.
       if (order_cursor_ != order_.end() && order_cursor_->sequence == sequence) ++order_cursor_;
@@ -173,11 +122,7 @@ Sequence* WaitingQueue::next() {
     }
     due_cursor_ = arrivals_.end();
   }
-  while (order_cursor_ != order_.end()) {
-    Sequence* sequence = (order_cursor_++)->sequence;
-    return sequence;
-  }
-  return nullptr;
+  return order_cursor_ == order_.end() ? nullptr : (order_cursor_++)->sequence;
 }
 
 Sequence* WaitingQueue::front() {

@@ -11,7 +11,7 @@
 #include <tuple>
 
 #include "cache/radix_cache.h"
-#include "sched/scheduler.h"
+#include "sched/policy.h"
 #include "sched/sequence.h"
 
 namespace tokenmill {
@@ -48,7 +48,6 @@ class WaitingQueue {
   void insert(Sequence& sequence);
   void set_rank(Sequence& sequence, int64_t rank);
   void rank_by_subtree_weight();
-  bool is_due(const Sequence& sequence) const;
   static Entry entry(const Sequence& sequence);
   static Entry arrival_entry(const Sequence& sequence);
 

@@ -10,7 +10,7 @@ namespace tokenmill::testing {
 namespace {
 
 class EngineCache : public ::testing::TestWithParam<int> {};
-INSTANTIATE_TEST_SUITE_P(PageSizes, EngineCache, ::testing::Values(1, 16, 64));
+INSTANTIATE_TEST_SUITE_P(PageSizes, EngineCache, ::testing::Values(1, 16, 32, 64));
 
 TEST_P(EngineCache, CountsAreExactToTheToken) {
   for (const Packing packing : {Packing::kBFloat16, Packing::kFloat32}) {
@@ -27,6 +27,10 @@ TEST_P(EngineCache, CountsAreExactToTheToken) {
     EXPECT_EQ(cached({long_ids.begin(), long_ids.begin() + 100}), 0);
     EXPECT_EQ(cached(long_ids), 100);
     EXPECT_EQ(cached(long_ids), 9999);
+    EXPECT_EQ(cached({long_ids.begin(), long_ids.begin() + 1000}), 999);
+    std::vector<int32_t> longer = long_ids;
+    for (const int32_t id : random_ids(3, 1000)) longer.push_back(id);
+    EXPECT_EQ(cached(longer), 10000);
     EXPECT_TRUE(engine.flush_cache());
     EXPECT_EQ(cached(hundred), 0);
   }

@@ -16,6 +16,9 @@ void SimulationCounts::add(const SimulationCounts& other) {
   cached_tokens += other.cached_tokens;
   too_large += other.too_large;
   mixed_steps += other.mixed_steps;
+  timeouts += other.timeouts;
+  pins += other.pins;
+  pins_refused += other.pins_refused;
 }
 
 Simulation::Simulation(const SimulationOptions& options) : options_(options), random_(options.seed) {
@@ -50,6 +53,13 @@ void Simulation::draw_options() {
   config_.policy = chance(0.4) ? SchedulePolicy::kLpm : kPolicies[draw(0, 5)];
   config_.schedule_conservativeness = chance(0.3) ? 1.0 : 0.02;  // optimistic: retracts more
   config_.disable_radix_cache = chance(0.05);
+  static constexpr EvictionPolicy kEvictions[] = {EvictionPolicy::kLru, EvictionPolicy::kLfu, EvictionPolicy::kFifo};
+  config_.eviction = kEvictions[draw(0, 2)];
+  // A step takes a second of the world's own clock.
+  config_.now_seconds = [this] { return clock_; };
+  if (chance(0.07)) config_.waiting_timeout_seconds = static_cast<double>(draw(5, 60));
+  if (chance(0.1)) config_.running_timeout_seconds = static_cast<double>(draw(5, 60));
+  pin_probability_ = chance(0.8) || config_.disable_radix_cache ? 0.0 : 0.15;
   config_.overtake_max = draw(0, 20);
   config_.random_seed = random_();
   vocab_size_ = static_cast<int32_t>(chance(0.3) ? 3 : draw(10, 1000));
@@ -105,6 +115,10 @@ SequenceSpec Simulation::draw_spec() {
     if (chance(0.1)) spec.banned_sequences = {draw_ids(2), {draw_ids(1)[0], draw_ids(1)[0]}};
   }
   if (chance(0.1)) spec.presence_penalty = 0.5f;
+  if (chance(pin_probability_)) {
+    spec.max_new_tokens = spec.min_new_tokens = 0;
+    spec.pin = ++next_pin_;
+  }
   return spec;
 }
 
@@ -112,7 +126,7 @@ void Simulation::submit() {
   std::vector<SequenceSpec> unit;
   for (int64_t requests = chance(0.7) ? 1 : draw(1, 8); requests > 0; --requests) {
     SequenceSpec spec = draw_spec();
-    const int64_t samples = chance(0.15) ? draw(2, 4) : 1;
+    const int64_t samples = spec.pin == 0 && chance(0.15) ? draw(2, 4) : 1;
     spec.group = next_group_++;
     for (int64_t sample = 0; sample < samples; ++sample) {
       spec.id = next_id_++;
@@ -120,10 +134,13 @@ void Simulation::submit() {
       unit.push_back(spec);
       Expected expected;
       expected.spec = spec;
+      expected.submitted = clock_;
       expected.output = expected_output(spec, vocab_size_);
       const int64_t capacity = static_cast<int64_t>(config_.num_blocks) * config_.page_size;
       const auto slots = static_cast<int64_t>(spec.prompt->size() + expected.output.size());
       expected.may_be_too_large = slots - 1 > capacity || static_cast<int64_t>(spec.prompt->size()) > capacity;
+      // Pinned prefixes take their share.
+      if (pin_probability_ > 0) expected.may_be_too_large |= slots - 1 > capacity / 4 - config_.page_size;
       live_.emplace(spec.id, std::move(expected));
     }
   }
@@ -172,7 +189,15 @@ void Simulation::check_event(const SequenceEvent& event) {
   if (!event.finish) return;
   if (event.finish->type == FinishReason::Type::kAbort) {
     ++counts_.aborted;
-    if (expected.may_be_too_large) {
+    const bool timed_out = event.finish->message.find("_timeout)") != std::string::npos;
+    if (timed_out) {
+      ++counts_.timeouts;
+      const double limit = event.completion_tokens > 0 ? config_.running_timeout_seconds
+                                                       : std::max(config_.waiting_timeout_seconds, 1.0);
+      if (limit <= 0 || clock_ - expected.submitted < std::min(limit, 5.0)) fail(who + " timed out early");
+    } else if (event.finish->message.find("three quarters") != std::string::npos && expected.spec.pin != 0) {
+      ++counts_.pins_refused;
+    } else if (expected.may_be_too_large) {
       ++counts_.too_large;
     } else if (!expected.may_abort) {
       fail(who + " was aborted: " + event.finish->message);
@@ -181,6 +206,10 @@ void Simulation::check_event(const SequenceEvent& event) {
     ++counts_.finished;
     counts_.cached_tokens += event.cached_tokens;
     if (expected.received != expected.output.size()) fail(who + " ended early");
+    if (expected.spec.pin != 0) {
+      ++counts_.pins;
+      pins_.push_back(expected.spec.pin);
+    }
     const std::vector<int32_t>& stop_ids = expected.spec.stop_ids;
     bool stopped = !expected.output.empty() &&
                    std::find(stop_ids.begin(), stop_ids.end(), expected.output.back()) != stop_ids.end();
@@ -200,6 +229,12 @@ void Simulation::check_event(const SequenceEvent& event) {
 void Simulation::step(bool adding) {
   if (adding && live_.size() < 40 && chance(add_probability_)) submit();
   if (adding) abort_some();
+  if (!pins_.empty() && (!adding || pins_.size() > 3 || chance(0.05))) {
+    const auto which = pins_.begin() + draw(0, static_cast<int64_t>(pins_.size()) - 1);
+    scheduler_->unpin(*which);
+    pins_.erase(which);
+  }
+  clock_ += 1;
   const Batch* batch = scheduler_->schedule();
   if (options_.check_integrity) scheduler_->check_integrity();
   if (batch) {
@@ -236,7 +271,9 @@ SimulationCounts Simulation::run() {
     if (round > 100000) fail("does not come to an end");
     step(false);
   }
+  for (const uint64_t pin : pins_) scheduler_->unpin(pin);
   SchedulerStats stats = scheduler_->stats();
+  if (stats.blocks_pinned != 0) fail("pins are left");
   if (stats.blocks_free + stats.blocks_cached != stats.blocks_total) fail("blocks are lost");
   if (stats.requests != stats.finished + stats.aborted) fail("requests are lost");
   counts_.retractions = stats.retractions;

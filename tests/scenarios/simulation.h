@@ -29,7 +29,7 @@ struct SimulationOptions {
 
 struct SimulationCounts {
   int64_t steps = 0, finished = 0, aborted = 0, failed_steps = 0, retractions = 0, preemptions = 0, evictions = 0,
-          copies = 0, cached_tokens = 0, too_large = 0, mixed_steps = 0;
+          copies = 0, cached_tokens = 0, too_large = 0, mixed_steps = 0, timeouts = 0, pins = 0, pins_refused = 0;
   void add(const SimulationCounts& other);
 };
 
@@ -44,6 +44,7 @@ class Simulation {
     std::vector<int32_t> output;
     size_t received = 0;
     SequenceSpec spec;
+    double submitted = 0;
     bool may_abort = false;  // aborted or failed by us
     bool may_be_too_large = false;
   };
@@ -64,7 +65,11 @@ class Simulation {
   std::mt19937_64 random_;
   SchedulerOptions config_;
   int32_t vocab_size_ = 0;
-  double add_probability_ = 0, abort_probability_ = 0, fail_probability_ = 0, invalid_probability_ = 0;
+  double add_probability_ = 0, abort_probability_ = 0, fail_probability_ = 0, invalid_probability_ = 0,
+         pin_probability_ = 0;
+  double clock_ = 0;
+  uint64_t next_pin_ = 0;
+  std::vector<uint64_t> pins_;
   int64_t prompt_max_ = 0, new_max_ = 0;
   std::vector<std::vector<int32_t>> families_;
   std::unique_ptr<ShadowDevice> device_;

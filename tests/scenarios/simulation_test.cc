@@ -23,12 +23,14 @@ TEST(Simulation, NoViolation) {
             << ", too large " << counts.too_large << ", failed steps " << counts.failed_steps << ", retractions "
             << counts.retractions << ", preemptions " << counts.preemptions << ", evicted blocks " << counts.evictions
             << ", copies " << counts.copies << ", cached tokens " << counts.cached_tokens << ", mixed steps "
-            << counts.mixed_steps << "\n";
+            << counts.mixed_steps << ", timeouts " << counts.timeouts << ", pins " << counts.pins << " (refused "
+            << counts.pins_refused << ")\n";
   if (steps < 20000) return;
   // The simulation is only worth as much as what happens in it.
   EXPECT_GT(counts.finished, steps / 100);
-  for (int64_t count : {counts.aborted, counts.too_large, counts.failed_steps, counts.retractions, counts.preemptions,
-                        counts.evictions, counts.copies, counts.cached_tokens, counts.mixed_steps}) {
+  for (int64_t count :
+       {counts.aborted, counts.too_large, counts.failed_steps, counts.retractions, counts.preemptions, counts.evictions,
+        counts.copies, counts.cached_tokens, counts.mixed_steps, counts.timeouts, counts.pins}) {
     EXPECT_GT(count, 20);
   }
 }

@@ -100,7 +100,7 @@ TEST_P(CountsTest, ShortSharesAreComputedByEach) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(PageSizes, CountsTest, ::testing::Values(1, 16, 64));
+INSTANTIATE_TEST_SUITE_P(PageSizes, CountsTest, ::testing::Values(1, 16, 32, 64));
 
 TEST(Scheduler, ChunksLetDecodesRideAlong) {
   World world(World::defaults(16, 1 << 14));

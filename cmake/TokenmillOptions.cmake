@@ -45,12 +45,15 @@ find_package(Threads REQUIRED)
 find_package(nlohmann_json 3.10 REQUIRED)
 find_package(spdlog REQUIRED)
 
-# tm_module(NAME [DEPS module...]): a static library tm_NAME of src/NAME/*.cc (subfolders are modules of their own or
-# listed by the module).
+# tm_module(NAME [FOLDERS folder...] [DEPS module...]): a static library tm_NAME of src/NAME/*.cc and src/NAME/folder/*.cc.
 function(tm_module name)
-  cmake_parse_arguments(ARG "" "" "DEPS;LIBS;SOURCES" ${ARGN})
+  cmake_parse_arguments(ARG "" "" "DEPS;LIBS;SOURCES;FOLDERS" ${ARGN})
   if(NOT ARG_SOURCES)
-    file(GLOB ARG_SOURCES CONFIGURE_DEPENDS ${CMAKE_CURRENT_SOURCE_DIR}/${name}/*.cc)
+    set(patterns ${CMAKE_CURRENT_SOURCE_DIR}/${name}/*.cc)
+    foreach(folder ${ARG_FOLDERS})
+      list(APPEND patterns ${CMAKE_CURRENT_SOURCE_DIR}/${name}/${folder}/*.cc)
+    endforeach()
+    file(GLOB ARG_SOURCES CONFIGURE_DEPENDS ${patterns})
   endif()
   if(ARG_SOURCES)
     add_library(tm_${name} STATIC ${ARG_SOURCES})

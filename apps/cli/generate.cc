@@ -1,14 +1,12 @@
-// tokenmill generate: one prompt as streamed text, or JSON lines in and out with a progress bar.
+// tokenmill generate: one prompt as streamed text, or a file of requests (resumed where it was cut off) with a bar.
 #include <CLI/CLI.hpp>
-#include <condition_variable>
-#include <deque>
+#include <chrono>
 #include <fstream>
-#include <future>
 #include <iostream>
 #include <iterator>
-#include <map>
 #include <memory>
-#include <mutex>
+#include <nlohmann/json.hpp>
+#include <utility>
 
 #include "cli/command.h"
 #include "cli/interrupt.h"
@@ -27,86 +25,17 @@ using Clock = std::chrono::steady_clock;
 
 struct GenerateOptions {
   ServerArgs server_args;
-  Request base;  // sampling_params and logprob settings
+  BatchOptions batch;  // sampling_params and logprob settings of a single prompt, too
   std::string prompt, system, input, output, format;
   bool has_prompt = false, chat = false, no_progress = false;
 };
 
-bool is_abort(const Output& output) {
-  return output.finished() && output.meta_info.finish_reason->type == FinishReason::Type::kAbort;
+double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
+
+void write(std::ostream& out, std::string_view text, const std::string& name) {
+  out << text << std::flush;
+  if (!out) throw Error(ErrorKind::kRuntime, name + ": cannot be written");
 }
-
-// Takes finished samples and writes each at once (JSON lines) or in the input's order (text).
-class ResultWriter {
- public:
-  ResultWriter(const std::string& path, bool as_json) : as_json_(as_json) {
-    if (path.empty() || path == "-") return;
-    file_.open(path, std::ios::binary | std::ios::trunc);
-    if (!file_) throw Error(ErrorKind::kValue, path + ": cannot be opened for writing");
-    path_ = path;
-  }
-
-  // position: the prompt's place in the input (output.index counts samples too).
-  void add(const Output& output, int64_t position, const InputItem& item) {
-    if (!as_json_) {
-      held_[output.index] = output.text;
-      write_in_order();
-      return;
-    }
-    ordered_json line;
-    if (!item.custom_id.is_null()) line["custom_id"] = item.custom_id;
-    line["index"] = position;
-    if (item.request.sampling_params.n > 1) line["sample"] = output.sample;
-    line.update(output_to_json(output));
-    write(dump_line(line) + "\n");
-  }
-
-  // What waited for a predecessor that will not come.
-  void finish() {
-    for (const auto& [index, text] : held_) write(text + "\n");
-    held_.clear();
-  }
-
- private:
-  void write_in_order() {
-    for (auto it = held_.find(next_); it != held_.end(); it = held_.find(next_)) {
-      write(it->second + "\n");
-      held_.erase(it);
-      ++next_;
-    }
-  }
-  void write(const std::string& text) {
-    std::ostream& out = path_.empty() ? std::cout : file_;
-    out << text << std::flush;
-    if (!out) throw Error(ErrorKind::kRuntime, (path_.empty() ? "standard output" : path_) + ": cannot be written");
-  }
-
-  bool as_json_;
-  std::string path_;
-  std::ofstream file_;
-  std::map<int64_t, std::string> held_;  // texts whose turn has not come, by Output::index
-  int64_t next_ = 0;
-};
-
-// Finished outputs from the engine's output thread to the main thread.
-class Inbox {
- public:
-  void push(Output&& output) {
-    const std::lock_guard lock(mutex_);
-    outputs_.push_back(std::move(output));
-    ready_.notify_one();
-  }
-  std::deque<Output> take(std::chrono::milliseconds timeout) {
-    std::unique_lock lock(mutex_);
-    ready_.wait_for(lock, timeout, [&] { return !outputs_.empty(); });
-    return std::exchange(outputs_, {});
-  }
-
- private:
-  std::mutex mutex_;
-  std::condition_variable ready_;
-  std::deque<Output> outputs_;
-};
 
 std::string chat_messages(const GenerateOptions& options) {
   json messages = json::array();
@@ -138,8 +67,7 @@ int stream_one(Engine& engine, Request request) {
   }
   std::cout << std::endl;
   if (!std::cout) throw Error(ErrorKind::kRuntime, "standard output: cannot be written");
-  print_summary(last.completion_tokens, last.prompt_tokens, last.cached_tokens,
-                std::chrono::duration<double>(Clock::now() - start).count());
+  print_summary(last.completion_tokens, last.prompt_tokens, last.cached_tokens, seconds_since(start));
   if (interrupted()) return kExitInterrupted;
   if (last.finish_reason && last.finish_reason->type == FinishReason::Type::kAbort) {
     throw Error(ErrorKind::kRuntime, last.finish_reason->message);
@@ -147,91 +75,107 @@ int stream_one(Engine& engine, Request request) {
   return kExitOk;
 }
 
-struct BatchCounts {
-  int64_t done = 0, failed = 0, tokens = 0, prompt_tokens = 0, cached = 0;
-};
-
-void take_output(const Output& output, int64_t position, const InputItem& item, ResultWriter& writer,
-                 BatchCounts& counts) {
-  ++counts.done;
-  if (is_abort(output) && interrupted()) return;  // cut off, not a result
-  if (is_abort(output)) {
-    ++counts.failed;
-    std::fprintf(stderr, "request %lld: %s\n", static_cast<long long>(position),
-                 output.meta_info.finish_reason->message.c_str());
+// All samples of one prompt, when they have finished.
+int generate_one(Engine& engine, Request request, const GenerateOptions& options, bool as_json) {
+  const bool to_stdout = options.output.empty() || options.output == "-";
+  std::ofstream file;
+  if (!to_stdout) {
+    file.open(options.output, std::ios::binary | std::ios::trunc);
+    if (!file) throw Error(ErrorKind::kValue, options.output + ": cannot be opened for writing");
   }
-  counts.tokens += output.meta_info.completion_tokens;
-  if (output.sample == 0) {
-    counts.prompt_tokens += output.meta_info.prompt_tokens;
-    counts.cached += output.meta_info.cached_tokens;
+  std::ostream& out = to_stdout ? std::cout : file;
+  const auto start = Clock::now();
+  const std::vector<Output> outputs = engine.generate(std::move(request));
+  if (interrupted()) return kExitInterrupted;
+  int64_t tokens = 0;
+  for (const Output& output : outputs) {
+    std::string text = output.text;
+    if (as_json) {
+      ordered_json line = {{"index", 0}};
+      if (outputs.size() > 1) line["sample"] = output.sample;
+      line.update(ordered_json::parse(to_json(output)));
+      text = dump_line(line);
+    }
+    write(out, text + "\n", to_stdout ? "standard output" : options.output);
+    tokens += output.meta_info.completion_tokens;
+    const FinishReason& reason = *output.meta_info.finish_reason;
+    if (reason.type == FinishReason::Type::kAbort) throw Error(ErrorKind::kRuntime, reason.message);
   }
-  writer.add(output, position, item);
+  const MetaInfo& first = outputs.front().meta_info;
+  print_summary(tokens, first.prompt_tokens, first.cached_tokens, seconds_since(start));
+  return kExitOk;
 }
 
-int run_batch(Engine& engine, const std::vector<InputItem>& items, const GenerateOptions& options,
-              ResultWriter& writer) {
-  std::vector<size_t> positions;  // Output::index -> item
-  std::vector<Request> requests;
-  for (const InputItem& item : items) {
-    positions.insert(positions.end(), static_cast<size_t>(item.request.sampling_params.n), requests.size());
-    requests.push_back(item.request);
+int report_batch(const BatchReport& report, double seconds) {
+  print_summary(report.completion_tokens, report.prompt_tokens, report.cached_tokens, seconds);
+  if (report.resumed > 0) {
+    std::fprintf(stderr, "%s of %s had their result already\n", format_count(report.resumed).c_str(),
+                 format_count(report.total).c_str());
   }
-  const auto total = static_cast<int64_t>(positions.size());
-  // Shared with the callback: an error below leaves requests running that still deliver.
-  const auto inbox = std::make_shared<Inbox>();
-  BatchCounts counts;
-  const auto start = Clock::now();
-  {
-    // Results and a bar on one terminal would run into each other.
-    ProgressBar bar(total, !options.no_progress && (!options.output.empty() || !is_terminal(stdout)));
-    // Tokenising a long list takes its time, so submit() has a thread of its own.
-    auto submitted = std::async(std::launch::async, [&engine, &requests, inbox] {
-      return engine.submit(std::move(requests), [inbox](Output&& output) {
-        if (output.finished()) inbox->push(std::move(output));
-        return !interrupted();
-      });
-    });
-    while (counts.done < total) {
-      for (const Output& output : inbox->take(std::chrono::milliseconds(100))) {
-        const size_t position = positions.at(static_cast<size_t>(output.index));
-        take_output(output, static_cast<int64_t>(position), items[position], writer, counts);
-      }
-      bar.update(counts.done, counts.tokens);
-      if (interrupted()) engine.abort_all();  // what came in after Ctrl-C too
-      if (submitted.valid() && submitted.wait_for(std::chrono::seconds(0)) == std::future_status::ready) {
-        submitted.get();  // rethrows what the whole call was refused for
-      }
-    }
-    if (submitted.valid()) submitted.get();
-  }
-  writer.finish();
-  print_summary(counts.tokens, counts.prompt_tokens, counts.cached,
-                std::chrono::duration<double>(Clock::now() - start).count());
-  if (interrupted()) return kExitInterrupted;
-  if (counts.failed == 0) return kExitOk;
-  std::fprintf(stderr, "%lld of %lld failed\n", static_cast<long long>(counts.failed), static_cast<long long>(total));
+  if (report.stopped) return kExitInterrupted;
+  if (report.failed == 0) return kExitOk;
+  const std::string where = report.error_path.empty() ? "" : "; see " + report.error_path;
+  std::fprintf(stderr, "%lld of %lld failed%s\n", static_cast<long long>(report.failed),
+               static_cast<long long>(report.total), where.c_str());
   return kExitFailure;
 }
 
-std::vector<InputItem> collect_items(GenerateOptions& options) {
-  if (!options.input.empty()) {
-    if (options.has_prompt) throw UsageError("give a prompt or --input, not both");
-    if (options.input == "-") return read_requests(std::cin, "standard input", options.base);
-    std::ifstream file(options.input, std::ios::binary);
-    if (!file) throw Error(ErrorKind::kValue, options.input + ": cannot be opened");
-    return read_requests(file, options.input, options.base);
+// A file of requests. Text, and JSON lines for standard output, are written here; a file's by the library.
+int run_batch(Engine& engine, const GenerateOptions& options, bool as_json) {
+  const bool to_stdout = options.output.empty() || options.output == "-";
+  BatchOptions batch = options.batch;
+  std::ofstream text_file;
+  if (!as_json) batch.ordered = true;
+  if (!as_json && !to_stdout) {
+    text_file.open(options.output, std::ios::binary | std::ios::trunc);
+    if (!text_file) throw Error(ErrorKind::kValue, options.output + ": cannot be opened for writing");
   }
+  std::ostream& out = to_stdout ? std::cout : text_file;
+  const std::string source = options.input == "-" ? "standard input" : options.input;
+  const bool tell_errors = to_stdout || !as_json;
+  batch.on_result = [&](const BatchItem& item) {
+    if (!item.error.empty()) {
+      if (tell_errors) {
+        std::fprintf(stderr, "%s: line %lld: %s\n", source.c_str(), static_cast<long long>(item.line),
+                     std::string(item.error).c_str());
+      }
+    } else if (!as_json) {
+      for (const Output& output : *item.outputs) {
+        write(out, output.text + "\n", to_stdout ? "standard output" : options.output);
+      }
+    } else if (to_stdout) {
+      write(out, item.json, "standard output");
+    }
+  };
+  // Results and a bar on one terminal would run into each other.
+  const bool wants_bar = !options.no_progress && (!to_stdout || !is_terminal(stdout));
+  std::unique_ptr<ProgressBar> bar;
+  batch.on_progress = [&](const BatchProgress& progress) {
+    if (!bar) bar = std::make_unique<ProgressBar>(progress.total - progress.resumed, wants_bar);
+    bar->update(progress.done + progress.failed, progress.completion_tokens);
+    return !interrupted();
+  };
+  const auto start = Clock::now();
+  const BatchReport report = engine.run_batch(options.input, as_json && !to_stdout ? options.output : "", batch);
+  bar.reset();
+  return report_batch(report, seconds_since(start));
+}
+
+Request prompt_request(GenerateOptions& options) {
   if (!options.has_prompt) {
     if (is_terminal(stdin)) throw UsageError("give a prompt, --input FILE, or text on standard input");
     options.prompt.assign(std::istreambuf_iterator<char>(std::cin), {});
   }
-  InputItem item{options.base, nullptr};
+  Request request;
+  request.sampling_params = options.batch.sampling_params;
+  request.return_logprob = options.batch.return_logprob;
+  request.top_logprobs_num = options.batch.top_logprobs_num;
   if (options.chat || !options.system.empty()) {
-    item.request.messages_json = chat_messages(options);
+    request.messages_json = chat_messages(options);
   } else {
-    item.request.prompt = options.prompt;
+    request.prompt = options.prompt;
   }
-  return {std::move(item)};
+  return request;
 }
 
 bool wants_json(const GenerateOptions& options) {
@@ -239,29 +183,47 @@ bool wants_json(const GenerateOptions& options) {
   return !options.input.empty() || options.output.ends_with(".jsonl") || options.output.ends_with(".json");
 }
 
+int generate_prompt(GenerateOptions& options, bool as_json) {
+  Request request = prompt_request(options);
+  Engine engine(options.server_args);
+  int code = kExitOk;
+  {
+    const InterruptScope scope([&engine] { engine.abort_all(); });
+    const bool streamed = options.output.empty() && !as_json && request.sampling_params.n == 1;
+    code =
+        streamed ? stream_one(engine, std::move(request)) : generate_one(engine, std::move(request), options, as_json);
+  }
+  engine.shutdown();
+  return code;
+}
+
+int generate_file(GenerateOptions& options, bool as_json) {
+  if (options.has_prompt) throw UsageError("give a prompt or --input, not both");
+  if (options.input != "-" && !std::ifstream(options.input)) {  // before a model is loaded for nothing
+    throw Error(ErrorKind::kValue, options.input + ": cannot be opened");
+  }
+  Engine engine(options.server_args);
+  int code = kExitOk;
+  {
+    const InterruptScope scope([] {});  // on_progress looks
+    code = run_batch(engine, options, as_json);
+  }
+  engine.shutdown();
+  return code;
+}
+
 int run_generate(GenerateOptions& options, bool log_level_given) {
   try {
-    options.base.sampling_params.validate();
+    options.batch.sampling_params.validate();
   } catch (const Error& error) {
     throw UsageError(error.what());
   }
   if (!log_level_given) options.server_args.log_level = "warning";
   check_server_args(options.server_args);
   const bool as_json = wants_json(options);
-  options.base.return_logprob |= options.base.top_logprobs_num != 0;
-  if (options.base.return_logprob && !as_json) throw UsageError("logprobs need --format jsonl");
-  const std::vector<InputItem> items = collect_items(options);
-  ResultWriter writer(options.output, as_json);
-  Engine engine(options.server_args);
-  int code = kExitOk;
-  {
-    const InterruptScope scope([&engine] { engine.abort_all(); });
-    const bool one = items.size() == 1 && options.input.empty() && options.output.empty() && !as_json &&
-                     items[0].request.sampling_params.n == 1;
-    code = one ? stream_one(engine, items[0].request) : run_batch(engine, items, options, writer);
-  }
-  engine.shutdown();
-  return code;
+  options.batch.return_logprob |= options.batch.top_logprobs_num != 0;
+  if (options.batch.return_logprob && !as_json) throw UsageError("logprobs need --format jsonl");
+  return options.input.empty() ? generate_prompt(options, as_json) : generate_file(options, as_json);
 }
 
 }  // namespace
@@ -271,17 +233,25 @@ Command add_generate(CLI::App& parent) {
   auto options = std::make_shared<GenerateOptions>();
   auto* prompt = app->add_option("prompt", options->prompt, "Text to continue; standard input where it is left out");
   app->add_option("-i,--input", options->input,
-                  "JSON lines: prompt | input_ids | messages, sampling_params, custom_id ('-': standard input)");
-  app->add_option("-o,--output", options->output, "File for the results (default: standard output)");
+                  "JSON lines: prompt | input_ids | messages, sampling_params, custom_id; or OpenAI's batch lines "
+                  "('-': standard input)");
+  app->add_option("-o,--output", options->output,
+                  "File for the results (default: standard output); with --input, a file that a run was cut off "
+                  "from is completed");
   app->add_option("--format", options->format, "text (in the input's order) or jsonl (each as it finishes)")
       ->check(CLI::IsMember({"text", "jsonl"}));
+  app->add_flag("--ordered", options->batch.ordered, "With --input: results in the input's order (text always is)");
+  app->add_flag("--overwrite", options->batch.overwrite, "With --input: throw away the output of an earlier run");
+  app->add_option_function<std::string>(
+      "--error-file", [options](const std::string& path) { options->batch.error_path = path; },
+      "With --input: file for the lines that fail (default: the output's name with .errors before its suffix)");
   app->add_flag("--chat", options->chat, "Put the prompt through the model's chat template as a user's message");
   app->add_option("--system", options->system, "System message; implies --chat");
-  app->add_flag("--return-logprob", options->base.return_logprob, "Logprobs of the generated tokens (jsonl)");
-  app->add_option("--top-logprobs-num", options->base.top_logprobs_num,
+  app->add_flag("--return-logprob", options->batch.return_logprob, "Logprobs of the generated tokens (jsonl)");
+  app->add_option("--top-logprobs-num", options->batch.top_logprobs_num,
                   "The likeliest tokens of each step too; implies --return-logprob (jsonl)");
   app->add_flag("--no-progress", options->no_progress, "No progress bar");
-  add_sampling_flags(*app, options->base.sampling_params);
+  add_sampling_flags(*app, options->batch.sampling_params);
   add_server_args_flags(*app, options->server_args);
   return {app, [app, prompt, options] {
             options->has_prompt = prompt->count() > 0;

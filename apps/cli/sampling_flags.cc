@@ -13,66 +13,7 @@
 namespace tokenmill::cli {
 namespace {
 
-using nlohmann::json;
 using Field = SamplingParamsField;
-
-[[noreturn]] void wrong_type(const Field& field, const json& value) {
-  throw Error(ErrorKind::kType,
-              std::string(field.name) + " must be " + std::string(field.type) + ", got " + value.dump() + ".");
-}
-
-OptionValue list_from_json(const Field& field, const json& list) {
-  if (std::all_of(list.begin(), list.end(), [](const json& item) { return item.is_string(); })) {
-    return list.get<std::vector<std::string>>();
-  }
-  const auto is_id = [](const json& item) {
-    if (item.is_number_unsigned()) return item.get<uint64_t>() <= static_cast<uint64_t>(INT64_MAX);
-    return item.is_number_integer();
-  };
-  if (!std::all_of(list.begin(), list.end(), is_id)) wrong_type(field, list);
-  return list.get<std::vector<int64_t>>();
-}
-
-// {"42": -100}: JSON's keys are strings.
-OptionValue map_from_json(const Field& field, const json& object) {
-  std::map<int64_t, double> map;
-  for (const auto& [key, bias] : object.items()) {
-    size_t end = 0;
-    int64_t id = 0;
-    try {
-      id = std::stoll(key, &end);
-    } catch (const std::exception&) {
-      end = 0;
-    }
-    if (end == 0 || end != key.size() || !bias.is_number()) wrong_type(field, object);
-    map[id] = bias.get<double>();
-  }
-  return map;
-}
-
-OptionValue value_from_json(const Field& field, const json& value) {
-  switch (value.type()) {
-    case json::value_t::null:
-      return std::monostate();
-    case json::value_t::boolean:
-      return value.get<bool>();
-    case json::value_t::number_integer:
-      return value.get<int64_t>();
-    case json::value_t::number_unsigned:
-      if (value.get<uint64_t>() <= static_cast<uint64_t>(INT64_MAX)) return value.get<int64_t>();
-      return value.get<uint64_t>();
-    case json::value_t::number_float:
-      return value.get<double>();
-    case json::value_t::string:
-      return value.get<std::string>();
-    case json::value_t::array:
-      return list_from_json(field, value);
-    case json::value_t::object:
-      return map_from_json(field, value);
-    default:
-      wrong_type(field, value);
-  }
-}
 
 // How a flag's text becomes JSON: as it stands, as a list of texts, "1,2,3", or as JSON.
 bool is_flag(const Field& field) { return field.type == "bool"; }
@@ -96,19 +37,21 @@ std::string help_of(const Field& field) {
   return help;
 }
 
-json json_from_flag(const Field& field, const std::vector<std::string>& texts) {
+std::string json_from_flag(const Field& field, const std::vector<std::string>& texts) {
   const std::string& text = texts.back();
-  if (is_text(field)) return text;
-  if (is_texts(field)) return texts;
-  if (is_ids(field)) return parse_json("[" + text + "]");
-  return parse_json(text == "None" ? "null" : text);
+  if (is_text(field)) return dump_line(text);
+  if (is_texts(field)) return dump_line(texts);
+  if (is_ids(field)) return "[" + text + "]";
+  return text == "None" ? "null" : text;
 }
 
 void set_from_flag(const Field& field, SamplingParams& params, const std::vector<std::string>& texts) {
-  try {
-    field.set(params, value_from_json(field, json_from_flag(field, texts)));
-  } catch (const json::exception&) {
+  const std::string text = json_from_flag(field, texts);
+  if (!nlohmann::json::accept(text)) {
     throw CLI::ValidationError(std::string(field.name), "must be " + shown_type(field) + ", got " + texts.back() + ".");
+  }
+  try {
+    set_sampling_param(params, field.name, text);
   } catch (const Error& error) {
     throw CLI::ValidationError(error.what());
   }
@@ -134,15 +77,6 @@ void add_sampling_flags(CLI::App& app, SamplingParams& params) {
       option->type_name(shown_type(field))->expected(1)->multi_option_policy(CLI::MultiOptionPolicy::TakeAll);
     }
     option->group("Sampling");
-  }
-}
-
-void apply_sampling_json(const json& object, SamplingParams& params) {
-  if (!object.is_object())
-    throw Error(ErrorKind::kType, "sampling_params must be an object, got " + object.dump() + ".");
-  for (const auto& [name, value] : object.items()) {
-    const Field& field = find_sampling_params_field(name);
-    field.set(params, value_from_json(field, value));
   }
 }
 

@@ -1,8 +1,5 @@
-// Sampling parameters from flags and from JSON, over one table of names.
+// Sampling parameters as flags, made from the library's table of them.
 #pragma once
-
-#include <memory>
-#include <nlohmann/json_fwd.hpp>
 
 #include "tokenmill/sampling_params.h"
 
@@ -12,10 +9,7 @@ class App;
 
 namespace tokenmill::cli {
 
-// Adds --temperature, --max-new-tokens and so on; `params` must outlive parsing.
+// A flag for every field of SamplingParams; stream_interval is left to the engine's flag of that name.
 void add_sampling_flags(CLI::App& app, SamplingParams& params);
-
-// Sets what the object names. Throws Error(kType) for an unknown key (with the nearest known one) or a wrong type.
-void apply_sampling_json(const nlohmann::json& object, SamplingParams& params);
 
 }  // namespace tokenmill::cli

@@ -17,6 +17,7 @@
 #include <utility>
 #include <vector>
 
+#include "tokenmill/batch.h"
 #include "tokenmill/error.h"
 #include "tokenmill/log.h"
 #include "tokenmill/output.h"
@@ -114,6 +115,15 @@ class Engine {
   // as its own output. Returns when all have finished; when on_output returns false, or either function throws, what
   // still runs is aborted first. Throws Error(kRuntime) when the engine died.
   void generate_iter(const RequestSource& next, const OutputCallback& on_output);
+
+  // Runs a file of requests (JSON lines; "-": standard input) and appends each result to `output` as it finishes. Run
+  // again after any end, kill -9 included, it does what is missing and nothing twice. Memory does not grow with the
+  // file, 8 bytes a line apart. A line that is no request, and a request that fails, goes to the error file and is
+  // tried again by the next run. output "": nothing is written, on_result alone gets the results.
+  // Throws Error: kValue for files that cannot be read or written, that another run holds, or whose results belong to
+  // another input or other settings; kRuntime when the disk is full or the engine died (what was written stays good).
+  // Blocks; not from on_output.
+  BatchReport run_batch(const std::string& input, const std::string& output, const BatchOptions& options = {});
 
   void abort(std::string_view rid);
   void abort_all();

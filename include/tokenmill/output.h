@@ -53,4 +53,7 @@ struct Output {
   bool finished() const { return meta_info.finish_reason.has_value(); }
 };
 
+// {"text", "output_ids", "meta_info": {...}} on one line; logprobs as lists of [logprob, token id, text or null].
+std::string to_json(const Output& output);
+
 }  // namespace tokenmill

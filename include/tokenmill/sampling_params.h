@@ -59,5 +59,7 @@ struct SamplingParamsField {
 std::span<const SamplingParamsField> sampling_params_fields();
 // "seed" is another name of sampling_seed. Throws Error(kType) for an unknown name, naming the nearest known one.
 const SamplingParamsField& find_sampling_params_field(std::string_view name);
+// Sets one parameter from JSON text such as "0.5", "null" or "[\"a\"]". Throws Error(kType | kValue).
+void set_sampling_param(SamplingParams& params, std::string_view name, std::string_view json);
 
 }  // namespace tokenmill

@@ -164,7 +164,7 @@ class Generate(unittest.TestCase):
 
     def test_bad_lines_name_file_and_line(self):
         cases = (('{"input_ids": [1]}\n{"input_ids": [1], "promt": "x"}\n', "line 2: unknown key 'promt'"),
-                 ("nonsense\n", "line 1: not a JSON object"),
+                 ("nonsense\n", "line 1: not valid JSON"),
                  ('{"input_ids": [1], "prompt": "x"}\n', "line 1: give exactly one of"),
                  ('{"input_ids": [1], "sampling_params": {"tempreature": 1}}\n', "did you mean 'temperature'"),
                  ('{"input_ids": [1], "sampling_params": {"top_p": 2}}\n', "top_p must be in (0, 1], got 2"),
@@ -172,16 +172,18 @@ class Generate(unittest.TestCase):
         for text, message in cases:
             result = run("generate", *IDS_ONLY, "--input", "-", stdin=text)
             self.assertEqual(result.returncode, 1, (text, result.stderr))
+            self.assertIn("standard input: line", result.stderr)
             self.assertIn(message, result.stderr)
-            self.assertEqual(result.stdout, "")
+            self.assertEqual(len(lines(result.stdout)), text.count("\n") - 1)  # the rest runs
 
     def test_one_bad_request_fails_alone(self):
         given = items({"input_ids": [1] * 100_000}, {"input_ids": [1, 2], "sampling_params": {"max_new_tokens": 2}})
         result = run("generate", *IDS_ONLY, "--input", "-", stdin=given)
         self.assertEqual(result.returncode, 1)
         found = {line["index"]: line["meta_info"]["finish_reason"]["type"] for line in lines(result.stdout)}
-        self.assertEqual(found[0], "abort")
+        self.assertEqual(list(found), [1])
         self.assertIn(found[1], ("length", "stop"))
+        self.assertIn("standard input: line 1: The input (100000 tokens) is longer than", result.stderr)
         self.assertIn("1 of 2 failed", result.stderr)
 
     def test_ctrl_c_keeps_what_is_done(self):

@@ -9,5 +9,5 @@ tm_test(engine_scenarios_test
           ${CMAKE_CURRENT_LIST_DIR}/engine_failure_test.cc ${CMAKE_CURRENT_LIST_DIR}/engine_cache_test.cc
           ${CMAKE_CURRENT_LIST_DIR}/engine_requests_test.cc ${CMAKE_CURRENT_LIST_DIR}/engine_steps_test.cc
           ${CMAKE_CURRENT_LIST_DIR}/engine_memory_test.cc ${CMAKE_CURRENT_LIST_DIR}/engine_lists_test.cc
-          ${CMAKE_CURRENT_LIST_DIR}/engine_oracle_test.cc
+          ${CMAKE_CURRENT_LIST_DIR}/engine_oracle_test.cc ${CMAKE_CURRENT_LIST_DIR}/engine_batch_test.cc
   LIBS shadow_model)

@@ -4,6 +4,9 @@ if(TARGET tokenmill_cli)
   add_test(NAME cli_test COMMAND ${Python3_EXECUTABLE} ${CMAKE_SOURCE_DIR}/tests/cli/test_cli.py
                                  $<TARGET_FILE:tokenmill_cli> ${CMAKE_SOURCE_DIR}/tests/data/tiny/stories260k)
   set_tests_properties(cli_test PROPERTIES TIMEOUT 300)
+  add_test(NAME batch_test COMMAND ${Python3_EXECUTABLE} ${CMAKE_SOURCE_DIR}/tests/cli/test_batch.py
+                                   $<TARGET_FILE:tokenmill_cli> ${CMAKE_SOURCE_DIR}/tests/data/tiny/stories260k)
+  set_tests_properties(batch_test PROPERTIES TIMEOUT 300)
   add_test(NAME tools_test COMMAND ${Python3_EXECUTABLE} ${CMAKE_SOURCE_DIR}/tests/cli/test_tools.py)
   set_tests_properties(tools_test PROPERTIES TIMEOUT 120)
 endif()

@@ -4,7 +4,10 @@
 #include <cmath>
 #include <functional>
 #include <limits>
+#include <map>
+#include <string>
 
+#include "engine/sampling_params_json.h"
 #include "engine/text_repr.h"
 #include "tokenmill/error.h"
 #include "tokenmill/sampling_params.h"
@@ -70,6 +73,35 @@ TEST(SamplingParams, Lists) {
   rejects([](auto& p) { p.bad_words = {""}; }, "bad_words must be made of non-empty strings, got ''.");
   rejects([](auto& p) { p.regex = "a", p.ebnf = "b"; },
           "json_schema, regex, ebnf and structural_tag must be given at most once together, got 2 of them.");
+}
+
+TEST(SamplingParamsJson, ToJsonAndBack) {
+  for (const SamplingParamsField& field : sampling_params_fields()) {
+    SamplingParams params;
+    const auto before = sampling_to_json(params);
+    const std::string type(field.type), name(field.name);
+    const bool was_true = before.at(name) == true;
+    const std::string value = type.starts_with("str")         ? "\"x\""
+                              : type.starts_with("list[str]") ? "[\"x\"]"
+                              : type.starts_with("list[int]") ? "[3]"
+                              : type.starts_with("dict")      ? "{\"3\": 0.5}"
+                              : type.starts_with("bool")      ? (was_true ? "false" : "true")
+                                                              : "3";
+    set_sampling_param(params, name, value);
+    const auto after = sampling_to_json(params);
+    for (const auto& [key, now] : after.items()) EXPECT_EQ(now == before.at(key), key != name) << key;
+    EXPECT_LOAD_ERROR(set_sampling_param(params, name, "[{}]"), ErrorKind::kType, name, "got");
+    if (type.ends_with("None")) {
+      set_sampling_param(params, name, "null");
+      EXPECT_TRUE(sampling_to_json(params).at(name).is_null());
+    }
+  }
+  SamplingParams params;
+  EXPECT_LOAD_ERROR(set_sampling_param(params, "top_p", "0.5,"), ErrorKind::kValue, "not valid JSON");
+  EXPECT_LOAD_ERROR(set_sampling_param(params, "logit_bias", "{\"x\": 1}"), ErrorKind::kType,
+                    "logit_bias must be dict");
+  EXPECT_TRUE(is_sampling_param("seed"));
+  EXPECT_FALSE(is_sampling_param("topp"));
 }
 
 TEST(TextRepr, NumbersAsPythonWritesThem) {

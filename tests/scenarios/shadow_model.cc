@@ -230,8 +230,10 @@ std::shared_ptr<EngineCore> make_shadow_core(ShadowEngineOptions options) {
   return std::make_shared<EngineCore>(resolve_server_args(std::move(options.args)), std::move(parts));
 }
 
-OpenEngine::OpenEngine(ShadowEngineOptions options)
-    : core(make_shadow_core(std::move(options))), engine(std::make_shared<Engine::Impl>(core)) {
+OpenEngine::OpenEngine(ShadowEngineOptions options) : OpenEngine(make_shadow_core(std::move(options))) {}
+
+OpenEngine::OpenEngine(std::shared_ptr<EngineCore> made)
+    : core(std::move(made)), engine(std::make_shared<Engine::Impl>(core)) {
   core->start();
 }
 

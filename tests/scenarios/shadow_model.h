@@ -50,6 +50,7 @@ std::shared_ptr<EngineCore> make_shadow_core(ShadowEngineOptions options);
 // An engine whose core a test can look into.
 struct OpenEngine {
   explicit OpenEngine(ShadowEngineOptions options);
+  explicit OpenEngine(std::shared_ptr<EngineCore> core);
   std::shared_ptr<EngineCore> core;
   Engine engine;
 };

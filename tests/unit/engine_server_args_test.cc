@@ -3,6 +3,7 @@
 
 #include <nlohmann/json.hpp>
 #include <set>
+#include <utility>
 
 #include "engine/resolve_args.h"
 #include "tokenmill/error.h"
@@ -36,31 +37,97 @@ TEST(ServerArgsTable, EveryFieldHasAPlaceAndAHelp) {
     EXPECT_EQ(field.get(ServerArgs{}), field.default_text) << field.name;
     EXPECT_TRUE(nlohmann::json::accept(field.get_json(ServerArgs{}))) << field.name;
   }
-  // A member without a row would be missing from the CLI, the help and the checks: all of them, by size.
-  EXPECT_EQ(names.size(), 61u);
 }
 
-TEST(ServerArgsTable, DefaultsAreTheContracts) {
-  const std::pair<std::string_view, std::string_view> expected[] = {{"mem_fraction_static", "0.88"},
-                                                                    {"chunked_prefill_size", "None"},
-                                                                    {"max_prefill_tokens", "16384"},
-                                                                    {"schedule_policy", "'lpm'"},
-                                                                    {"trust_remote_code", "True"},
-                                                                    {"log_level", "'info'"},
-                                                                    {"decode_log_interval", "40"},
-                                                                    {"watchdog_timeout", "600.0"},
-                                                                    {"stream_interval", "1"},
-                                                                    {"json_model_override_args", "'{}'"},
-                                                                    {"enable_mixed_chunk", "True"},
-                                                                    {"incremental_streaming_output", "True"},
-                                                                    {"max_loras_per_batch", "8"},
-                                                                    {"port", "30000"},
-                                                                    {"load_balance_method", "'round_robin'"}};
-  for (const auto& [name, text] : expected) {
-    ASSERT_NE(find_server_args_field(name), nullptr) << name;
-    EXPECT_EQ(find_server_args_field(name)->default_text, text) << name;
+// Every option that is promised, in the order of the promise, with its default as Python writes it.
+constexpr std::pair<std::string_view, std::string_view> kPromised[] = {{"model_path", "''"},
+                                                                       {"tokenizer_path", "None"},
+                                                                       {"tokenizer_mode", "'auto'"},
+                                                                       {"skip_tokenizer_init", "False"},
+                                                                       {"load_format", "'auto'"},
+                                                                       {"trust_remote_code", "True"},
+                                                                       {"dtype", "'auto'"},
+                                                                       {"kv_cache_dtype", "'auto'"},
+                                                                       {"quantization", "None"},
+                                                                       {"context_length", "None"},
+                                                                       {"device", "None"},
+                                                                       {"served_model_name", "None"},
+                                                                       {"chat_template", "None"},
+                                                                       {"is_embedding", "False"},
+                                                                       {"host", "'127.0.0.1'"},
+                                                                       {"port", "30000"},
+                                                                       {"api_key", "None"},
+                                                                       {"log_level_http", "None"},
+                                                                       {"file_storage_pth", "'sglang_storage'"},
+                                                                       {"mem_fraction_static", "0.88"},
+                                                                       {"max_running_requests", "None"},
+                                                                       {"max_total_tokens", "None"},
+                                                                       {"chunked_prefill_size", "None"},
+                                                                       {"max_prefill_tokens", "16384"},
+                                                                       {"schedule_policy", "'lpm'"},
+                                                                       {"schedule_conservativeness", "1.0"},
+                                                                       {"tp_size", "1"},
+                                                                       {"dp_size", "1"},
+                                                                       {"load_balance_method", "'round_robin'"},
+                                                                       {"stream_interval", "1"},
+                                                                       {"random_seed", "None"},
+                                                                       {"constrained_json_whitespace_pattern", "None"},
+                                                                       {"decode_log_interval", "40"},
+                                                                       {"log_level", "'info'"},
+                                                                       {"log_requests", "False"},
+                                                                       {"show_time_cost", "False"},
+                                                                       {"enable_cache_report", "False"},
+                                                                       {"watchdog_timeout", "600.0"},
+                                                                       {"dist_init_addr", "None"},
+                                                                       {"nnodes", "1"},
+                                                                       {"node_rank", "0"},
+                                                                       {"json_model_override_args", "'{}'"},
+                                                                       {"lora_paths", "None"},
+                                                                       {"max_loras_per_batch", "8"},
+                                                                       {"disable_radix_cache", "False"},
+                                                                       {"disable_cuda_graph", "False"},
+                                                                       {"enable_mixed_chunk", "True"},
+                                                                       {"disable_overlap_schedule", "False"},
+                                                                       {"cuda_graph_max_bs", "None"},
+                                                                       {"page_size", "None"},
+                                                                       {"enable_deterministic_inference", "None"},
+                                                                       {"incremental_streaming_output", "True"},
+                                                                       {"num_threads", "None"},
+                                                                       {"revision", "None"},
+                                                                       {"download_dir", "None"},
+                                                                       {"max_queued_requests", "None"},
+                                                                       {"radix_eviction_policy", "'lru'"},
+                                                                       {"enable_metrics", "False"},
+                                                                       {"allow_auto_truncate", "False"}};
+
+TEST(ServerArgsTable, HoldsWhatIsPromised) {
+  for (const auto& [name, default_text] : kPromised) {
+    const ServerArgsField* field = find_server_args_field(name);
+    ASSERT_NE(field, nullptr) << name;
+    EXPECT_EQ(field->default_text, default_text) << name;
   }
 }
+
+// Takes any type: an aggregate has as many members as it accepts initialisers.
+struct Anything {
+  template <class T>
+  operator T() const;
+};
+template <size_t... I>
+constexpr bool accepts(std::index_sequence<I...>) {
+  return requires { ServerArgs{(static_cast<void>(I), Anything{})...}; };
+}
+template <size_t Count = std::size(kPromised)>
+constexpr size_t count_members() {
+  if constexpr (accepts(std::make_index_sequence<Count + 1>())) {
+    return count_members<Count + 1>();
+  } else {
+    return Count;
+  }
+}
+
+// A member without a row would be missing from the CLI, the help and the checks.
+TEST(ServerArgsTable, EveryMemberHasARow) { EXPECT_EQ(server_args_fields().size(), count_members()); }
 
 TEST(ServerArgsTable, SetAndGetAgree) {
   for (const ServerArgsField& field : server_args_fields()) {

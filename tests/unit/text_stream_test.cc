@@ -204,5 +204,13 @@ TEST(TextStreamGoldenTest, ReferenceStreams) {
   }
 }
 
+TEST(TextStreamGoldenTest, WordPieceJoinsToTheWholeText) {
+  const std::string models = folder_from_env("TOKENMILL_TEST_MODELS");
+  if (models.empty()) GTEST_SKIP() << "not run: TOKENMILL_TEST_MODELS is unset";
+  const auto tokenizer = Tokenizer::from_folder(models + "/minilm-l6-v2");
+  check_text_streams(tokenizer, 60);
+  check_random_ids(tokenizer, 200, false);
+}
+
 }  // namespace
 }  // namespace tokenmill

@@ -44,9 +44,11 @@ check: ## format, include directions, hygiene, docs
 docs:  ## check that what the documents refer to exists
 	@tools/check_docs.py
 
-nightly: configure  ## long fuzzing, long simulation, the benchmark
+nightly: configure  ## long fuzzing under ASan+UBSan, long simulation, the benchmark
 	@$(NINJA)
-	@tools/nightly $(BUILD)
+	@cmake --preset asan >/dev/null
+	@ninja -C $(BUILD)-asan -j $(JOBS) tests/fuzz/all
+	@tools/nightly $(BUILD) $(BUILD)-asan
 	@$(MAKE) --no-print-directory bench
 
 clean:  ## remove what was built

@@ -158,10 +158,11 @@ int main(int argc, char** argv) {
     args.model_path = argv[1];
     args.log_level = "warning";
     Engine engine(args);
-    batch_synchronous(engine);
+    // Streaming first: the first words are there as soon as the model is.
     streaming_synchronous(engine);
-    batch_asynchronous(engine);
+    batch_synchronous(engine);
     streaming_asynchronous(engine);
+    batch_asynchronous(engine);
   } catch (const std::exception& error) {
     std::fprintf(stderr, "%s\n", error.what());
     return 1;

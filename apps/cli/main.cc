@@ -50,6 +50,20 @@ int report_unknown(const CLI::App& app) {
   return report(message + "; run with --help for what there is", kExitUsage);
 }
 
+// first: the first argument, "" where there is none.
+int report_misuse(const CLI::App& app, const CLI::ParseError& error, const std::string& first) {
+  if (!app.get_subcommands().empty() || first.empty() || first.starts_with("-")) {
+    return report(std::string(error.what()) + "; run with --help for what there is", kExitUsage);
+  }
+  std::vector<std::string> names;
+  for (const CLI::App* command : app.get_subcommands([](const CLI::App*) { return true; })) {
+    names.push_back(command->get_name());
+  }
+  return report("there is no subcommand " + first + " (the nearest is " + nearest_of(first, names) +
+                    "); run with --help for what there is",
+                kExitUsage);
+}
+
 int run_command(const std::vector<Command>& commands) {
   for (const Command& command : commands) {
     if (!command.app->parsed()) continue;
@@ -79,8 +93,9 @@ int run(int argc, char** argv) {
   } catch (const CLI::ExtrasError&) {
     return report_unknown(app);
   } catch (const CLI::ParseError& error) {
-    const int code = app.exit(error) == 0 ? kExitOk : kExitUsage;  // prints help to stdout, errors to stderr
-    return std::fflush(stdout) == 0 ? code : report("cannot write to standard output", kExitFailure);
+    if (error.get_exit_code() != 0) return report_misuse(app, error, argc > 1 ? argv[1] : "");
+    app.exit(error);  // prints the help or the version
+    return std::fflush(stdout) == 0 ? kExitOk : report("cannot write to standard output", kExitFailure);
   } catch (const std::exception& error) {
     return report(error.what(), kExitUsage);  // an option's own check
   }

@@ -48,7 +48,8 @@ std::string json_from_flag(const Field& field, const std::vector<std::string>& t
 void set_from_flag(const Field& field, SamplingParams& params, const std::vector<std::string>& texts) {
   const std::string text = json_from_flag(field, texts);
   if (!nlohmann::json::accept(text)) {
-    throw CLI::ValidationError(std::string(field.name), "must be " + shown_type(field) + ", got " + texts.back() + ".");
+    throw CLI::ValidationError(std::string(field.name) + " must be " + shown_type(field) + ", got '" + texts.back() +
+                               "'.");
   }
   try {
     set_sampling_param(params, field.name, text);

@@ -33,7 +33,7 @@ void set_field(const ServerArgsField& field, ServerArgs& args, const std::string
   try {
     field.set(args, text);
   } catch (const Error& error) {
-    throw CLI::ValidationError("--" + flag_name(field.name), error.what());
+    throw CLI::ValidationError(error.what());
   }
 }
 

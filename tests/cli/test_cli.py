@@ -78,6 +78,19 @@ class Usage(unittest.TestCase):
         self.assertIn("--attention-backend", result.stderr)
         self.assertIn("is not needed here and can be removed", result.stderr)
 
+    def test_wrong_words_are_named(self):
+        for args, message in (
+            (["generat"], "there is no subcommand generat (the nearest is generate)"),
+            (["generate"], "--model-path is required"),
+            (["generate", "x", "-m", MODEL, "--top-p", "much"], "top_p must be float, got 'much'."),
+            (["generate", "x", "-m", MODEL, "--allowed-token-ids", "1,x"], "allowed_token_ids must be int,int,..., got '1,x'."),
+            (["generate", "x", "-m", MODEL, "--page-size", "x"], "page_size must be an integer, got 'x'."),
+        ):
+            result = run(*args)
+            self.assertEqual(result.returncode, 2, args)
+            self.assertTrue(result.stderr.startswith("tokenmill: error: " + message), result.stderr)
+            self.assertEqual(result.stdout, "")
+
     def test_logprobs_in_text_are_wrong_usage(self):
         result = run("generate", "-m", MODEL, "x", "--return-logprob")
         self.assertEqual(result.returncode, 2)

@@ -5,7 +5,7 @@ JOBS ?= $(shell nproc)
 NINJA := ninja -C $(BUILD) -j $(JOBS)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup configure build demo test bench format format-check check docs nightly clean
+.PHONY: help setup configure build python wheel demo test bench format format-check check docs nightly clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -25,7 +25,24 @@ build: configure  ## build build/bin/tokenmill and the example
 demo: build  ## fetch the demo model and run four prompts in four modes
 	@model=$$(tools/fetch_demo_model.py) && $(BUILD)/bin/offline_batch "$$model"
 
-test: configure  ## build and run every test
+# Python's tests run in an environment of their own, with pinned packages.
+VENV := $(BUILD)/venv
+$(VENV)/.ready: tests/python/requirements.txt | setup
+	@python3 -m venv $(VENV)
+	@$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r $<
+	@touch $@
+
+$(BUILD)/.python: $(VENV)/.ready $(BUILD)/build.ninja
+	@cmake $(BUILD) -DTOKENMILL_BUILD_PYTHON=ON -DPython_EXECUTABLE=$(abspath $(VENV))/bin/python >/dev/null
+	@touch $@
+
+python: configure $(BUILD)/.python  ## build the Python package in build/python, for PYTHONPATH
+	@$(NINJA) python_package >&2
+
+wheel: configure $(VENV)/.ready  ## build the Python wheel in dist/
+	@tools/build_wheel $(VENV)/bin/python
+
+test: configure $(BUILD)/.python  ## build and run every test
 	@$(NINJA)
 	@ctest --test-dir $(BUILD) --output-on-failure -j $(JOBS)
 

@@ -2,9 +2,16 @@
 option(TOKENMILL_BUILD_APPS "Build apps/ and examples/" ON)
 option(TOKENMILL_BUILD_TESTS "Build tests/" ON)
 option(TOKENMILL_BUILD_BENCH "Build bench/" ON)
+option(TOKENMILL_BUILD_PYTHON "Build the Python package in build/python (needs nanobind)" OFF)
 option(TOKENMILL_CUDA "Build the CUDA backend (docs/cuda.md)" OFF)
 set(TOKENMILL_SANITIZE "" CACHE STRING "Sanitizers: empty, address,undefined or thread")
-set(TOKENMILL_CARGO_TARGET_DIR "${CMAKE_BINARY_DIR}/cargo" CACHE PATH "Where the Rust library is built")
+# pip builds in a folder of its own and shares the Rust library with `make`.
+if(SKBUILD)
+  set(tokenmill_cargo_folder "${CMAKE_SOURCE_DIR}/build/cargo")
+else()
+  set(tokenmill_cargo_folder "${CMAKE_BINARY_DIR}/cargo")
+endif()
+set(TOKENMILL_CARGO_TARGET_DIR "${tokenmill_cargo_folder}" CACHE PATH "Where the Rust library is built")
 
 set(CMAKE_CXX_STANDARD 20)
 set(CMAKE_CXX_STANDARD_REQUIRED ON)

@@ -1,0 +1,220 @@
+"""Chunks as they come: the iterators that generate(stream=True) and its asynchronous twin give back."""
+from __future__ import annotations
+
+import collections
+import threading
+from typing import TYPE_CHECKING, Any, AsyncGenerator, Deque, Dict, Generator, Optional, Tuple
+
+from . import _native
+from .outputs import Output
+
+if TYPE_CHECKING:
+    import asyncio
+
+# How long a waiting thread stays away from Python at most; Ctrl-C is seen that often.
+WAIT_MS = 100
+
+
+class Stream(Generator[Output, None, None]):
+    """The chunks of one call, in order of arrival. Closing or dropping it ends the requests within one step."""
+
+    def __init__(self, call: Any, mailbox: Any, samples: int, on_close: Any) -> None:
+        self._call = call
+        self._mailbox = mailbox
+        self._unfinished = samples
+        self._chunks: Deque[Output] = collections.deque()
+        self._on_close = on_close
+
+    def __iter__(self) -> "Stream":
+        return self
+
+    def __next__(self) -> Output:
+        while not self._chunks:
+            if self._unfinished == 0:
+                raise StopIteration
+            self._fetch()
+        return self._chunks.popleft()
+
+    def _fetch(self) -> None:
+        try:
+            while not self._mailbox.wait(1, WAIT_MS):
+                pass
+        except BaseException:
+            self.close()
+            raise
+        for _, _, finished, payload in self._mailbox.take():
+            if isinstance(payload, BaseException):
+                self._unfinished = 0
+                if not self._chunks:
+                    raise payload
+                return
+            self._unfinished -= finished
+            self._chunks.append(payload)
+        if self._unfinished == 0:
+            self._on_close()
+
+    def send(self, value: None) -> Output:
+        return self.__next__()
+
+    def throw(self, typ: Any, val: Any = None, tb: Any = None) -> Output:
+        """Closes the stream and raises, as a generator that does not catch would."""
+        self.close()
+        raise typ if val is None else val
+
+    def close(self) -> None:
+        """Ends what has not finished."""
+        if self._unfinished > 0:
+            self._unfinished = 0
+            self._call.abort()
+            self._on_close()
+        self._chunks.clear()
+
+    def __del__(self) -> None:
+        try:
+            self.close()
+        except Exception:  # the interpreter or the engine is going
+            pass
+
+
+class AsyncSink:
+    """Where one call's mail goes on its event loop. Used on the loop's thread only."""
+
+    __slots__ = ("_loop", "mail", "waiter")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self.mail: Deque[Tuple[int, bool, Any]] = collections.deque()
+        self.waiter: "Optional[asyncio.Future[None]]" = None
+
+    def put(self, index: int, finished: bool, payload: Any) -> None:
+        self.mail.append((index, finished, payload))
+        if self.waiter is not None and not self.waiter.done():
+            self.waiter.set_result(None)
+
+    async def get(self) -> Tuple[int, bool, Any]:
+        while not self.mail:
+            self.waiter = self._loop.create_future()
+            try:
+                await self.waiter
+            finally:
+                self.waiter = None
+        return self.mail.popleft()
+
+
+class LoopInbox:
+    """One event loop's mailbox: the loop watches its file descriptor while calls are open, and holds nothing after."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.loop = loop
+        self.mailbox = _native.Mailbox(True)
+        self._sinks: Dict[int, AsyncSink] = {}
+        self._watched = False
+
+    def open(self, call: int) -> AsyncSink:
+        sink = self._sinks[call] = AsyncSink(self.loop)
+        if not self._watched:
+            self.loop.add_reader(self.mailbox.fileno(), self._on_mail)
+            self._watched = True
+        return sink
+
+    def close(self, call: int) -> None:
+        """On the loop's thread, or on any once the loop is closed."""
+        self._sinks.pop(call, None)
+        if not self._sinks and self._watched:
+            self._watched = False
+            if not self.loop.is_closed():
+                self.loop.remove_reader(self.mailbox.fileno())
+
+    def close_from_anywhere(self, call: int) -> None:
+        try:
+            self.loop.call_soon_threadsafe(self.close, call)
+        except RuntimeError:  # the loop is closed
+            self.close(call)
+
+    def _on_mail(self) -> None:
+        for call, index, finished, payload in self.mailbox.take():
+            sink = self._sinks.get(call)
+            if sink is not None:
+                sink.put(index, finished, payload)
+
+
+class LoopInboxes:
+    """The inboxes of an engine, one an event loop that has used it and is not closed."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._by_loop: Dict[int, LoopInbox] = {}
+
+    def of_running_loop(self) -> LoopInbox:
+        import asyncio  # a program that gets here has it; others need not wait for it
+
+        loop = asyncio.get_running_loop()
+        with self._lock:
+            inbox = self._by_loop.get(id(loop))
+            if inbox is None or inbox.loop is not loop:
+                for key in [key for key, other in self._by_loop.items() if other.loop.is_closed()]:
+                    del self._by_loop[key]
+                inbox = self._by_loop[id(loop)] = LoopInbox(loop)
+            return inbox
+
+
+class AsyncStream(AsyncGenerator[Output, None]):
+    """The chunks of one call. Cancelling its task, closing or dropping it ends the requests within one step."""
+
+    def __init__(self, call: Any, inbox: LoopInbox, number: int, sink: AsyncSink, samples: int) -> None:
+        self._call = call
+        self._inbox = inbox
+        self._number = number
+        self._sink = sink
+        self._unfinished = samples
+        self._open = True
+
+    def __aiter__(self) -> "AsyncStream":
+        return self
+
+    async def __anext__(self) -> Output:
+        if self._unfinished == 0:
+            raise StopAsyncIteration
+        try:
+            _, finished, payload = self._sink.mail.popleft() if self._sink.mail else await self._sink.get()
+        except BaseException:
+            await self.aclose()
+            raise
+        if isinstance(payload, BaseException):
+            self._end()
+            raise payload
+        self._unfinished -= finished
+        if self._unfinished == 0:
+            self._end()
+        chunk: Output = payload
+        return chunk
+
+    def _end(self) -> None:
+        self._unfinished = 0
+        if self._open:
+            self._open = False
+            self._inbox.close(self._number)
+
+    async def asend(self, value: None) -> Output:
+        return await self.__anext__()
+
+    async def athrow(self, typ: Any, val: Any = None, tb: Any = None) -> Output:
+        """Closes the stream and raises, as a generator that does not catch would."""
+        await self.aclose()
+        raise typ if val is None else val
+
+    async def aclose(self) -> None:
+        """Ends what has not finished."""
+        if self._unfinished > 0:
+            self._call.abort()
+        self._end()
+
+    def __del__(self) -> None:
+        if not getattr(self, "_open", False):
+            return
+        try:
+            if self._unfinished > 0:
+                self._call.abort()
+            self._inbox.close_from_anywhere(self._number)
+        except Exception:  # the interpreter or the engine is going
+            pass

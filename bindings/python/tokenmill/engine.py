@@ -1,0 +1,377 @@
+"""Engine: load a model once, then generate from any thread or event loop."""
+from __future__ import annotations
+
+import atexit
+import itertools
+import json
+import os
+import time
+import weakref
+from typing import TYPE_CHECKING, Any, Awaitable, Dict, Iterable, Iterator, List, Literal, Optional, Tuple, Union, overload
+
+from . import _logging, _native
+from ._options import ServerArgs, _server_values
+from ._request import Prepared, prepare
+from ._streams import WAIT_MS, AsyncStream, LoopInboxes, Stream
+from .outputs import Output
+from .tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from ._options import SamplingParams, SamplingParamsDict, ServerArgsDict
+
+    Params = Union[SamplingParams, SamplingParamsDict, Dict[str, Any], None]
+    Ids = Union[List[int], Any]  # Any: numpy arrays
+
+_call_numbers = itertools.count()
+_engines: "weakref.WeakSet[Engine]" = weakref.WeakSet()
+
+_NOT_AN_EMBEDDING_MODEL = ("This model does not appear to be an embedding model by default. Please add --is-embedding "
+                           "(is_embedding=True) when making the engine, or try another model.")
+
+
+class Engine:
+    """A loaded model. Keyword arguments are ServerArgs' fields; only model_path is required.
+
+    No other process, no signal handler and no event loop of its own; several engines may live in one process. Raises
+    TypeError, ValueError, NotImplementedError or EngineError (a RuntimeError) that names what is wrong and the remedy.
+    """
+
+    if TYPE_CHECKING:
+
+        @overload
+        def __init__(self, *, server_args: ServerArgs) -> None: ...
+
+        @overload
+        def __init__(self, **kwargs: Unpack[ServerArgsDict]) -> None: ...
+
+    def __init__(self, *, server_args: Any = None, **kwargs: Any) -> None:
+        if server_args is not None:
+            if kwargs:
+                raise TypeError(f"Give server_args or fields of it, not both; got server_args and {next(iter(kwargs))}.")
+            if not isinstance(server_args, ServerArgs):
+                raise TypeError(f"server_args must be a ServerArgs, got {type(server_args).__name__}.")
+            values = _server_values(server_args)
+        else:
+            for name in kwargs:
+                if name not in _FIELD_NAMES:
+                    raise TypeError(_native.unknown_server_args_field_message(name))
+            if kwargs.get("model_path") is None:
+                raise TypeError("Engine needs model_path: a model folder, a .gguf file or a Hugging Face id.")
+            values = {**kwargs, "model_path": os.fspath(kwargs["model_path"])}
+        _logging.pump.start()
+        try:
+            self._native = _native.Engine(values, _logging.pump.queue)
+        finally:
+            _logging.pump.flush()
+        self._inboxes = LoopInboxes()
+        _engines.add(self)
+
+    # --- generation ---------------------------------------------------------------------------------------------------
+    def _prepare(self, prompt: Any, sampling_params: Any, input_ids: Any, messages: Any,
+                 fields: Dict[str, Any]) -> Prepared:
+        return prepare(prompt, sampling_params, input_ids, messages, fields)
+
+    def _submit(self, prepared: Prepared, mailbox: Any, number: int, stream: bool) -> Any:
+        return self._native.submit(mailbox, number, prepared.kind, prepared.prompts, prepared.options, prepared.rids,
+                                   stream, prepared.single)
+
+    def _run(self, prepared: Prepared, stream: bool, use_tqdm: bool) -> Any:
+        mailbox = _native.Mailbox(False)
+        call = self._submit(prepared, mailbox, 0, stream)
+        if stream:
+            return Stream(call, mailbox, prepared.samples, _logging.pump.flush)
+        outputs: List[Any] = [None] * prepared.samples
+        bar = _progress_bar(prepared.samples) if use_tqdm else None
+        try:
+            left = prepared.samples
+            while left:
+                while not mailbox.wait(1 if bar is not None else left, WAIT_MS):
+                    pass
+                for _, index, _, payload in mailbox.take():
+                    if isinstance(payload, BaseException):
+                        raise payload
+                    outputs[index] = payload
+                    left -= 1
+                    if bar is not None:
+                        bar.add(payload)
+        except BaseException:
+            call.abort()
+            raise
+        finally:
+            if bar is not None:
+                bar.close()
+            _logging.pump.flush()
+        return outputs[0] if prepared.single and prepared.samples == 1 else outputs
+
+    async def _run_async(self, prepared: Prepared, stream: bool, use_tqdm: bool) -> Any:
+        inbox = self._inboxes.of_running_loop()
+        number = next(_call_numbers)
+        sink = inbox.open(number)
+        call: Any = None
+        bar = None
+        try:
+            call = await self._submit_async(prepared, inbox.mailbox, number, stream)
+            if stream:
+                return AsyncStream(call, inbox, number, sink, prepared.samples)
+            bar = _progress_bar(prepared.samples) if use_tqdm else None
+            outputs: List[Any] = [None] * prepared.samples
+            for _ in range(prepared.samples):
+                index, _, payload = await sink.get()
+                if isinstance(payload, BaseException):
+                    raise payload
+                outputs[index] = payload
+                if bar is not None:
+                    bar.add(payload)
+        except BaseException:
+            if call is not None:
+                call.abort()
+            inbox.close(number)
+            raise
+        finally:
+            if bar is not None:
+                bar.close()
+        inbox.close(number)
+        return outputs[0] if prepared.single and prepared.samples == 1 else outputs
+
+    async def _submit_async(self, prepared: Prepared, mailbox: Any, number: int, stream: bool) -> Any:
+        """Tokenises in another thread, unless that is less work than going there."""
+        if prepared.is_short():
+            return self._submit(prepared, mailbox, number, stream)
+        import asyncio
+
+        future = asyncio.get_running_loop().run_in_executor(None, self._submit, prepared, mailbox, number, stream)
+        try:
+            return await asyncio.shield(future)
+        except asyncio.CancelledError:
+            future.add_done_callback(_abort_late_call)
+            raise
+
+    @overload
+    def generate(self, prompt: Optional[str] = ..., sampling_params: Params = ..., input_ids: Optional[List[int]] = ...,
+                 *, stream: Literal[True], **kwargs: Any) -> Stream: ...
+
+    @overload
+    def generate(self, prompt: List[str], sampling_params: Union[Params, List[Params]] = ..., input_ids: None = ...,
+                 *, stream: Literal[True], **kwargs: Any) -> Stream: ...
+
+    @overload
+    def generate(self, prompt: str, sampling_params: Params = ..., input_ids: None = ..., *,
+                 stream: Literal[False] = ..., **kwargs: Any) -> Output: ...
+
+    @overload
+    def generate(self, prompt: List[str], sampling_params: Union[Params, List[Params]] = ..., input_ids: None = ..., *,
+                 stream: Literal[False] = ..., **kwargs: Any) -> List[Output]: ...
+
+    @overload
+    def generate(self, prompt: Any = ..., sampling_params: Any = ..., input_ids: Any = ..., *, stream: bool = ...,
+                 **kwargs: Any) -> Any: ...
+
+    def generate(self, prompt: Any = None, sampling_params: Any = None, input_ids: Any = None, *,
+                 return_logprob: Any = False, logprob_start_len: Any = None, top_logprobs_num: Any = None,
+                 token_ids_logprob: Any = None, lora_path: Any = None, stream: bool = False, rid: Any = None,
+                 priority: Any = None, return_prompt_token_ids: Any = False, use_tqdm: bool = False) -> Any:
+        """Generates from text or token ids and waits.
+
+        prompt: str or a list of str; or input_ids: a list of int or a list of these (numpy arrays serve too).
+        sampling_params: a dict or SamplingParams for all, or a list with one a prompt.
+        Returns one Output for one prompt, a list in input order for a list (prompt-major over samples with n > 1), or
+        with stream=True a Stream of chunks whose text and output_ids are deltas. What is wrong with the arguments
+        raises TypeError or ValueError before anything runs; what goes wrong with one item of a list is that item's
+        finish_reason. Ctrl-C ends the requests and leaves the engine usable.
+        """
+        prepared = self._prepare(prompt, sampling_params, input_ids, None, dict(
+            return_logprob=return_logprob, logprob_start_len=logprob_start_len, top_logprobs_num=top_logprobs_num,
+            token_ids_logprob=token_ids_logprob, lora_path=lora_path, rid=rid, priority=priority,
+            return_prompt_token_ids=return_prompt_token_ids))
+        return self._run(prepared, stream, use_tqdm)
+
+    @overload
+    async def async_generate(self, prompt: Any = ..., sampling_params: Any = ..., input_ids: Any = ..., *,
+                             stream: Literal[True], **kwargs: Any) -> AsyncStream: ...
+
+    @overload
+    async def async_generate(self, prompt: str, sampling_params: Params = ..., input_ids: None = ..., *,
+                             stream: Literal[False] = ..., **kwargs: Any) -> Output: ...
+
+    @overload
+    async def async_generate(self, prompt: List[str], sampling_params: Union[Params, List[Params]] = ...,
+                             input_ids: None = ..., *, stream: Literal[False] = ..., **kwargs: Any) -> List[Output]: ...
+
+    @overload
+    async def async_generate(self, prompt: Any = ..., sampling_params: Any = ..., input_ids: Any = ..., *,
+                             stream: bool = ..., **kwargs: Any) -> Any: ...
+
+    async def async_generate(self, prompt: Any = None, sampling_params: Any = None, input_ids: Any = None, *,
+                             return_logprob: Any = False, logprob_start_len: Any = None, top_logprobs_num: Any = None,
+                             token_ids_logprob: Any = None, lora_path: Any = None, stream: bool = False,
+                             rid: Any = None, priority: Any = None, return_prompt_token_ids: Any = False,
+                             use_tqdm: bool = False) -> Any:
+        """generate() for asyncio: awaits the same results; with stream=True the await gives an asynchronous generator.
+
+        Bound to no event loop: any loop in any thread may call it, one after the other or at once. Cancelling the task,
+        or closing or dropping the generator, ends the requests within one step.
+        """
+        prepared = self._prepare(prompt, sampling_params, input_ids, None, dict(
+            return_logprob=return_logprob, logprob_start_len=logprob_start_len, top_logprobs_num=top_logprobs_num,
+            token_ids_logprob=token_ids_logprob, lora_path=lora_path, rid=rid, priority=priority,
+            return_prompt_token_ids=return_prompt_token_ids))
+        return await self._run_async(prepared, stream, use_tqdm)
+
+    def generate_iter(self, prompt: Optional[Iterable[str]] = None, sampling_params: Any = None,
+                      input_ids: Optional[Iterable[Any]] = None, **kwargs: Any) -> Iterator[Tuple[int, Output]]:
+        """Yields (index, output) as each prompt of an iterable finishes, in order of finishing.
+
+        prompt or input_ids may be a generator: it is pulled on the calling thread only, at most 4,096 prompts ahead.
+        sampling_params is one for all or an equally lazy iterable. With n > 1 the samples are counted through.
+        The other arguments are generate()'s, one value for all.
+        """
+        from ._iterate import iterate
+
+        return iterate(self, prompt, sampling_params, input_ids, kwargs)
+
+    def chat(self, messages: Any, sampling_params: Any = None, *, chat_template_kwargs: Optional[Dict[str, Any]] = None,
+             stream: bool = False, use_tqdm: bool = False, **kwargs: Any) -> Any:
+        """The model's reply to [{'role': 'user', 'content': …}, …], or replies to a list of such conversations.
+
+        Applies the model's chat template, with chat_template_kwargs (such as tools or enable_thinking) given to it; the
+        other arguments are generate()'s. Raises ValueError where the model has no template.
+        """
+        return self._run(self._prepare_chat(messages, sampling_params, chat_template_kwargs, kwargs), stream, use_tqdm)
+
+    async def async_chat(self, messages: Any, sampling_params: Any = None, *,
+                         chat_template_kwargs: Optional[Dict[str, Any]] = None, stream: bool = False,
+                         use_tqdm: bool = False, **kwargs: Any) -> Any:
+        """chat() for asyncio."""
+        prepared = self._prepare_chat(messages, sampling_params, chat_template_kwargs, kwargs)
+        return await self._run_async(prepared, stream, use_tqdm)
+
+    def _prepare_chat(self, messages: Any, sampling_params: Any, template_kwargs: Optional[Dict[str, Any]],
+                      kwargs: Dict[str, Any]) -> Prepared:
+        if messages is None:
+            raise TypeError("messages must be a list of {'role': …, 'content': …}, got None.")
+        fields = {**_request_defaults(kwargs), "chat_kwargs": json.dumps(template_kwargs or {})}
+        return self._prepare(None, sampling_params, None, messages, fields)
+
+    # --- embeddings and scores: not built yet -------------------------------------------------------------------------
+    def encode(self, prompt: Any, **kwargs: Any) -> Any:
+        """Embeddings. Raises ValueError: no embedding model can be loaded yet."""
+        raise ValueError(_NOT_AN_EMBEDDING_MODEL)
+
+    async def async_encode(self, prompt: Any, **kwargs: Any) -> Any:
+        """encode() for asyncio. Raises ValueError: no embedding model can be loaded yet."""
+        raise ValueError(_NOT_AN_EMBEDDING_MODEL)
+
+    def score(self, query: Any, items: Any, label_token_ids: Any, apply_softmax: bool = False,
+              item_first: bool = False) -> Any:
+        """Probabilities of label tokens after query and item. Raises NotImplementedError: not built yet."""
+        raise NotImplementedError("score is not built yet: this version generates only. Ask for label tokens with "
+                                  "generate(return_logprob=True, token_ids_logprob=[…], max_new_tokens 1) meanwhile.")
+
+    # --- control ------------------------------------------------------------------------------------------------------
+    def abort(self, rid: str) -> None:
+        """Ends the request of that id within one step; an id that is not running is ignored."""
+        self._native.abort(rid)
+
+    def abort_all(self) -> None:
+        """Ends every request."""
+        self._native.abort_all()
+
+    def flush_cache(self) -> bool:
+        """Empties the prefix cache. False (and a warning in the log) while requests are pending."""
+        flushed: bool = self._native.flush_cache()
+        _logging.pump.flush()
+        return flushed
+
+    def get_server_info(self) -> Dict[str, Any]:
+        """Resolved arguments, sizes (max_total_num_tokens …), version, start-up timings, internal_states."""
+        info: Dict[str, Any] = json.loads(self._native.server_info_json())
+        return info
+
+    def stats(self) -> Dict[str, float]:
+        """Counts since the start (requests, finished, generated_tokens …) and gauges (running, blocks_free …)."""
+        return {name: int(value) if value.is_integer() and name != "last_gen_throughput" else value
+                for name, value in self._native.stats().items()}
+
+    @property
+    def server_args(self) -> Any:
+        """The arguments with every None that has a default of its own replaced by it."""
+        return ServerArgs(**self._native.server_args())
+
+    def get_tokenizer(self) -> Tokenizer:
+        """The model's tokenizer. Raises ValueError with skip_tokenizer_init."""
+        return Tokenizer(self._native)
+
+    def get_all_child_pids(self) -> List[int]:
+        """[]: the engine lives in this process."""
+        return []
+
+    def shutdown(self) -> None:
+        """Ends what runs (waiting calls raise EngineError) and gives the memory back. May be called again."""
+        native = getattr(self, "_native", None)  # absent where the constructor raised
+        if native is not None:
+            native.shutdown()
+            _logging.pump.flush()
+
+    def __enter__(self) -> "Engine":
+        return self
+
+    def __exit__(self, *exc: Any) -> None:
+        self.shutdown()
+
+
+_FIELD_NAMES = frozenset(row[0] for row in _native.server_args_fields())
+_REQUEST_DEFAULTS: Dict[str, Any] = dict(return_logprob=False, logprob_start_len=None, top_logprobs_num=None,
+                                         token_ids_logprob=None, lora_path=None, rid=None, priority=None,
+                                         return_prompt_token_ids=False)
+
+
+def _request_defaults(kwargs: Dict[str, Any]) -> Dict[str, Any]:
+    for name in kwargs:
+        if name not in _REQUEST_DEFAULTS:
+            raise TypeError(f"unexpected argument {name!r}; known: {', '.join(_REQUEST_DEFAULTS)}.")
+    return {**_REQUEST_DEFAULTS, **kwargs}
+
+
+def _abort_late_call(future: "Awaitable[Any]") -> None:
+    """The task was cancelled while another thread was submitting its call."""
+    if not future.cancelled() and future.exception() is None:  # type: ignore[attr-defined]
+        future.result().abort()  # type: ignore[attr-defined]
+
+
+class _progress_bar:
+    """tqdm over finished samples, with tokens a second."""
+
+    def __init__(self, total: int) -> None:
+        from tqdm.auto import tqdm
+
+        self._bar = tqdm(total=total, desc="Processed prompts", unit="prompt", dynamic_ncols=True)
+        self._start = time.perf_counter()
+        self._tokens = 0
+
+    def add(self, output: Output) -> None:
+        self._tokens += output["meta_info"]["completion_tokens"]
+        seconds = max(time.perf_counter() - self._start, 1e-9)
+        self._bar.set_postfix_str(f"output {self._tokens / seconds:.1f} tokens/s", refresh=False)
+        self._bar.update(1)
+
+    def close(self) -> None:
+        self._bar.close()
+
+
+def _shut_all_down() -> None:
+    """Leaving the interpreter ends what still runs, quietly."""
+    for engine in list(_engines):
+        try:
+            engine.shutdown()
+        except Exception:  # nobody is left to hear of it
+            pass
+    _logging.pump.stop()
+    deadline = time.monotonic() + 1
+    while _native.waiting_threads() > 0 and time.monotonic() < deadline:
+        time.sleep(0.001)
+
+
+atexit.register(_shut_all_down)
+os.register_at_fork(after_in_child=_logging.reset_after_fork)

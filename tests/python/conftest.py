@@ -1,0 +1,57 @@
+"""Engines over the tiny checkpoints of tests/data (ids only) and, where it is there, over the demo model."""
+import os
+import sys
+
+import pytest
+
+import tokenmill
+
+ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+TINY = os.path.join(ROOT, "tests", "data", "tiny", "stories260k")
+
+
+def demo_model_path():
+    """The demo model, where tests may use it; else None. Nothing is downloaded here."""
+    models = os.environ.get("TOKENMILL_TEST_MODELS")
+    if models:
+        path = os.path.join(models, "gguf", "SmolLM2-135M-Instruct.Q4_1.gguf")
+        if os.path.exists(path):
+            return path
+    cache = os.environ.get("TOKENMILL_CACHE") or os.path.join(
+        os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "tokenmill")
+    path = os.path.join(cache, "models", "SmolLM2-135M-Instruct.Q4_1.gguf")
+    return path if os.path.exists(path) else None
+
+
+def make_tiny(**kwargs):
+    options = dict(model_path=TINY, skip_tokenizer_init=True, log_level="error", num_threads=1)
+    return tokenmill.Engine(**{**options, **kwargs})
+
+
+@pytest.fixture(scope="session")
+def tiny():
+    """An engine without a tokenizer over a model of 260,000 parameters: 512 tokens of context and vocabulary."""
+    with make_tiny() as engine:
+        yield engine
+
+
+@pytest.fixture(scope="session")
+def demo():
+    """An engine over SmolLM2-135M-Instruct."""
+    path = demo_model_path()
+    if path is None:
+        pytest.skip("not run: the demo model is not here (tools/fetch_demo_model.py fetches it)")
+    with tokenmill.Engine(model_path=path, log_level="error") as engine:
+        yield engine
+
+
+@pytest.fixture
+def python():
+    """Runs a piece of Python in a process of its own; the result has returncode, stdout and stderr."""
+    import subprocess
+
+    def run(code, *args, timeout=120, flags=("-X", "dev", "-W", "error"), **kwargs):
+        return subprocess.run([sys.executable, *flags, "-c", code, *args], capture_output=True, text=True,
+                              timeout=timeout, **kwargs)
+
+    return run

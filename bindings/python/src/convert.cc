@@ -108,7 +108,8 @@ nb::object exception_of(const Error& error) {
       break;
   }
   const std::string message = error.what();
-  const nb::object text = nb::steal(PyUnicode_DecodeUTF8(message.data(), static_cast<Py_ssize_t>(message.size()), "replace"));
+  const nb::object text =
+      nb::steal(PyUnicode_DecodeUTF8(message.data(), static_cast<Py_ssize_t>(message.size()), "replace"));
   return type(text);
 }
 

@@ -19,7 +19,7 @@ namespace tokenmill::python {
 
 // One output of a call, or the error that ended the call.
 struct Mail {
-  int64_t call = 0;  // the number that the call was submitted under
+  int64_t call = 0;                                // the number that the call was submitted under
   bool with_index = false, with_logprobs = false;  // what the output's dict is to have
   std::optional<Output> output;
   std::optional<Error> error;

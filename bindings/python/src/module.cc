@@ -3,7 +3,6 @@
 #include <nanobind/stl/map.h>
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/pair.h>
-#include <nanobind/stl/shared_ptr.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/string_view.h>
 #include <nanobind/stl/vector.h>
@@ -67,7 +66,8 @@ SamplingParams sampling_params_from(nb::dict values) {
   SamplingParams params;
   for (const auto& [key, value] : values) {
     if (!PyUnicode_Check(key.ptr())) {
-      throw Error(ErrorKind::kType, std::string("sampling_params must have str keys, got ") + nb::repr(key).c_str() + ".");
+      throw Error(ErrorKind::kType,
+                  std::string("sampling_params must have str keys, got ") + nb::repr(key).c_str() + ".");
     }
     const SamplingParamsField& field = find_sampling_params_field(to_utf8(key));
     field.set(params, to_option_value(std::string(field.name), value));
@@ -95,6 +95,20 @@ nb::list sampling_params_table() {
   return rows;
 }
 
+using SharedMailbox = Shared<Mailbox>;
+using SharedLogQueue = Shared<LogQueue>;
+
+// (level as Python's logging numbers it, line)
+nb::list take_lines(LogQueue& queue) {
+  nb::list list;
+  for (const auto& [level, line] : queue.take()) {
+    list.append(
+        nb::make_tuple((static_cast<int>(level) + 1) * 10,
+                       nb::steal(PyUnicode_DecodeUTF8(line.data(), static_cast<Py_ssize_t>(line.size()), "replace"))));
+  }
+  return list;
+}
+
 nb::list take_mail(Mailbox& mailbox) {
   nb::list list;
   for (const Mail& mail : mailbox.take()) {
@@ -109,8 +123,9 @@ nb::list take_mail(Mailbox& mailbox) {
 }
 
 RequestOptions make_options(nb::dict sampling_params, bool return_logprob, std::optional<int64_t> logprob_start_len,
-                            int64_t top_logprobs_num, nb::object token_ids_logprob, std::optional<std::string> lora_path,
-                            int64_t priority, bool return_prompt_token_ids, std::string chat_kwargs_json) {
+                            int64_t top_logprobs_num, nb::object token_ids_logprob,
+                            std::optional<std::string> lora_path, int64_t priority, bool return_prompt_token_ids,
+                            std::string chat_kwargs_json) {
   RequestOptions options;
   options.request.sampling_params = sampling_params_from(sampling_params);
   options.request.return_logprob = return_logprob;
@@ -137,18 +152,18 @@ auto released(const NativeEngine& engine, Get get) {
 
 void bind_engine(nb::module_& module) {
   nb::class_<NativeEngine>(module, "Engine")
-      .def("__init__",
-           [](NativeEngine* self, nb::dict args, std::shared_ptr<LogQueue> log) {
-             new (self) NativeEngine(server_args_from(args), std::move(log));
-           })
-      .def("submit",
-           [](NativeEngine& self, std::shared_ptr<Mailbox> mailbox, int64_t call, int kind, nb::list prompts,
-              nb::list options, nb::object rids, bool stream, bool single) {
-             return self.submit(std::move(mailbox), {call, static_cast<PromptKind>(kind), stream, single}, prompts,
-                                options, rids);
-           },
-           "mailbox"_a, "call"_a, "kind"_a, "prompts"_a, "options"_a, "rids"_a.none(), "stream"_a, "single"_a)
-      .def("abort", [](NativeEngine& self, const std::string& rid) { released(self, [&](Engine& e) { e.abort(rid); }); })
+      .def("__init__", [](NativeEngine* self, nb::dict args,
+                          const SharedLogQueue& log) { new (self) NativeEngine(server_args_from(args), log.get()); })
+      .def(
+          "submit",
+          [](NativeEngine& self, const SharedMailbox& mailbox, int64_t call, int kind, nb::list prompts,
+             nb::list options, nb::object rids, bool stream, bool single) {
+            return self.submit(mailbox.get(), {call, static_cast<PromptKind>(kind), stream, single}, prompts, options,
+                               rids);
+          },
+          "mailbox"_a, "call"_a, "kind"_a, "prompts"_a, "options"_a, "rids"_a.none(), "stream"_a, "single"_a)
+      .def("abort",
+           [](NativeEngine& self, const std::string& rid) { released(self, [&](Engine& e) { e.abort(rid); }); })
       .def("abort_all", [](NativeEngine& self) { released(self, [](Engine& e) { e.abort_all(); }); })
       .def("flush_cache", [](NativeEngine& self) { return released(self, [](Engine& e) { return e.flush_cache(); }); })
       .def("stats", [](NativeEngine& self) { return released(self, [](Engine& e) { return e.stats(); }); })
@@ -185,52 +200,43 @@ void bind_engine(nb::module_& module) {
 }
 
 void bind_plumbing(nb::module_& module) {
-  nb::class_<Mailbox>(module, "Mailbox")
-      .def(nb::init<bool>())
-      .def("take", &take_mail)
-      .def("wait",
-           [](Mailbox& self, size_t count, int64_t timeout_ms) {
-             return wait_without_gil([&] { return self.wait(count, std::chrono::milliseconds(timeout_ms)); });
-           })
-      .def("fileno", &Mailbox::fd)
-      .def("__len__", &Mailbox::size);
-  nb::class_<NativeCall>(module, "Call")
-      .def_prop_ro("ids", &NativeCall::ids)
-      .def("abort", [](NativeCall& self) {
-        const nb::gil_scoped_release release;
-        self.abort();
-      });
-  nb::class_<RequestOptions>(module, "RequestOptions")
+  nb::class_<SharedMailbox>(module, "Mailbox")
       .def("__init__",
-           [](RequestOptions* self, nb::dict sampling_params, bool return_logprob,
-              std::optional<int64_t> logprob_start_len, int64_t top_logprobs_num, nb::object token_ids_logprob,
-              std::optional<std::string> lora_path, int64_t priority, bool return_prompt_token_ids,
-              std::string chat_kwargs_json) {
-             new (self) RequestOptions(make_options(sampling_params, return_logprob, logprob_start_len,
-                                                    top_logprobs_num, token_ids_logprob, std::move(lora_path), priority,
-                                                    return_prompt_token_ids, std::move(chat_kwargs_json)));
-           },
-           "sampling_params"_a, "return_logprob"_a, "logprob_start_len"_a.none(), "top_logprobs_num"_a,
-           "token_ids_logprob"_a.none(), "lora_path"_a.none(), "priority"_a, "return_prompt_token_ids"_a,
-           "chat_kwargs_json"_a)
-      .def_prop_ro("n", [](const RequestOptions& self) { return self.request.sampling_params.n; });
-  nb::class_<LogQueue>(module, "LogQueue")
-      .def(nb::init<>())
-      .def("take",
-           [](LogQueue& self) {
-             nb::list list;
-             for (const auto& [level, line] : self.take()) {
-               list.append(nb::make_tuple((static_cast<int>(level) + 1) * 10,
-                                          nb::steal(PyUnicode_DecodeUTF8(
-                                              line.data(), static_cast<Py_ssize_t>(line.size()), "replace"))));
-             }
-             return list;
-           })
+           [](SharedMailbox* self, bool watched) { new (self) SharedMailbox(std::make_shared<Mailbox>(watched)); })
+      .def("take", [](SharedMailbox& self) { return take_mail(*self.get()); })
       .def("wait",
-           [](LogQueue& self, int64_t timeout_ms) {
-             return wait_without_gil([&] { return self.wait(std::chrono::milliseconds(timeout_ms)); });
+           [](SharedMailbox& self, size_t count, int64_t timeout_ms) {
+             return wait_without_gil([&] { return self.get()->wait(count, std::chrono::milliseconds(timeout_ms)); });
            })
-      .def("close", &LogQueue::close);
+      .def("fileno", [](SharedMailbox& self) { return self.get()->fd(); })
+      .def("__len__", [](SharedMailbox& self) { return self.get()->size(); });
+  nb::class_<NativeCall>(module, "Call").def_prop_ro("ids", &NativeCall::ids).def("abort", [](NativeCall& self) {
+    const nb::gil_scoped_release release;
+    self.abort();
+  });
+  nb::class_<RequestOptions>(module, "RequestOptions")
+      .def(
+          "__init__",
+          [](RequestOptions* self, nb::dict sampling_params, bool return_logprob,
+             std::optional<int64_t> logprob_start_len, int64_t top_logprobs_num, nb::object token_ids_logprob,
+             std::optional<std::string> lora_path, int64_t priority, bool return_prompt_token_ids,
+             std::string chat_kwargs_json) {
+            new (self) RequestOptions(make_options(sampling_params, return_logprob, logprob_start_len, top_logprobs_num,
+                                                   token_ids_logprob, std::move(lora_path), priority,
+                                                   return_prompt_token_ids, std::move(chat_kwargs_json)));
+          },
+          "sampling_params"_a, "return_logprob"_a, "logprob_start_len"_a.none(), "top_logprobs_num"_a,
+          "token_ids_logprob"_a.none(), "lora_path"_a.none(), "priority"_a, "return_prompt_token_ids"_a,
+          "chat_kwargs_json"_a)
+      .def_prop_ro("n", [](const RequestOptions& self) { return self.request.sampling_params.n; });
+  nb::class_<SharedLogQueue>(module, "LogQueue")
+      .def("__init__", [](SharedLogQueue* self) { new (self) SharedLogQueue(std::make_shared<LogQueue>()); })
+      .def("take", [](SharedLogQueue& self) { return take_lines(*self.get()); })
+      .def("wait",
+           [](SharedLogQueue& self, int64_t timeout_ms) {
+             return wait_without_gil([&] { return self.get()->wait(std::chrono::milliseconds(timeout_ms)); });
+           })
+      .def("close", [](SharedLogQueue& self) { self.get()->close(); });
 }
 
 }  // namespace
@@ -239,10 +245,9 @@ void bind_plumbing(nb::module_& module) {
 NB_MODULE(_native, module) {
   using namespace tokenmill;
   using namespace tokenmill::python;
-  nb::object engine_error =
-      nb::steal(PyErr_NewExceptionWithDoc("tokenmill.EngineError",
-                                          "The engine failed or was shut down while the call waited, or cannot take it.",
-                                          PyExc_RuntimeError, nullptr));
+  nb::object engine_error = nb::steal(PyErr_NewExceptionWithDoc(
+      "tokenmill.EngineError", "The engine failed or was shut down while the call waited, or cannot take it.",
+      PyExc_RuntimeError, nullptr));
   module.attr("EngineError") = engine_error;
   set_engine_error(engine_error);
   nb::register_exception_translator([](const std::exception_ptr& pointer, void*) {
@@ -256,11 +261,17 @@ NB_MODULE(_native, module) {
   module.def("version", &version);
   module.def("server_args_fields", &server_args_table);
   module.def("sampling_params_fields", &sampling_params_table);
-  module.def("unknown_server_args_field_message", [](const std::string& name) { return unknown_server_args_field_message(name); });
+  module.def("unknown_server_args_field_message",
+             [](const std::string& name) { return unknown_server_args_field_message(name); });
   module.def("check_server_args", [](nb::dict values) { server_args_from(values).validate(); });
   module.def("check_sampling_params", [](nb::dict values) { (void)sampling_params_from(values); });
   module.def("server_args_text", [](nb::dict values) { return to_string(server_args_from(values)); });
   module.def("find_sampling_param", [](const std::string& name) { return find_sampling_params_field(name).name; });
+  // A child never ends its parent's threads' frames, so what these hold is no leak of ours.
+  module.def("after_fork", [] {
+    nb::set_leak_warnings(false);
+    waiting_threads = 0;
+  });
   module.def("waiting_threads", [] { return waiting_threads.load(); });
   bind_engine(module);
   bind_plumbing(module);

@@ -1,7 +1,5 @@
 #include "native_engine.h"
 
-#include <unistd.h>
-
 #include <algorithm>
 #include <utility>
 
@@ -12,7 +10,8 @@ void set_prompt(Request& request, PromptKind kind, nb::handle prompt) {
   switch (kind) {
     case PromptKind::kText:
       if (!PyUnicode_Check(prompt.ptr())) {
-        throw Error(ErrorKind::kType, std::string("prompt must be str, got ") + nb::type_name(prompt.type()).c_str() + ".");
+        throw Error(ErrorKind::kType,
+                    std::string("prompt must be str, got ") + nb::type_name(prompt.type()).c_str() + ".");
       }
       request.prompt = to_utf8(prompt);
       return;
@@ -27,7 +26,16 @@ void set_prompt(Request& request, PromptKind kind, nb::handle prompt) {
 
 }  // namespace
 
+void require_process(pid_t pid) {
+  if (getpid() == pid) return;
+  throw Error(
+      ErrorKind::kRuntime,
+      "This engine belongs to the process that made it: its threads do not survive fork(). Make a new Engine in "
+      "the child, or start children with the 'spawn' method.");
+}
+
 void NativeCall::abort() {
+  if (getpid() != pid_) return;
   state_->dropped = true;
   if (const std::shared_ptr<Engine> engine = engine_.lock()) {
     for (const std::string& id : ids_) engine->abort(id);
@@ -51,11 +59,7 @@ NativeEngine::~NativeEngine() {
 }
 
 Engine& NativeEngine::use() const {
-  if (getpid() != pid_) {
-    throw Error(ErrorKind::kRuntime,
-                "This engine belongs to the process that made it: its threads do not survive fork(). Make a new Engine "
-                "in the child, or start children with the 'spawn' method.");
-  }
+  require_process(pid_);
   return *engine_;
 }
 

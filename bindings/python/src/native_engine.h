@@ -3,6 +3,7 @@
 
 #include <nanobind/nanobind.h>
 #include <sys/types.h>
+#include <unistd.h>
 
 #include <atomic>
 #include <memory>
@@ -15,6 +16,26 @@
 #include "tokenmill/engine.h"
 
 namespace tokenmill::python {
+
+// Throws Error(kRuntime) in another process than the given one: threads do not survive fork().
+void require_process(pid_t pid);
+
+// Python's own hold of what the engine's threads share. nanobind would tie a bare shared_ptr to the Python object, and
+// the last of the engine's copies would then need the GIL to go.
+// get() throws Error(kRuntime) in a child process, where the lock inside may stay closed for ever.
+template <class T>
+class Shared {
+ public:
+  explicit Shared(std::shared_ptr<T> inner) : inner_(std::move(inner)), pid_(getpid()) {}
+  const std::shared_ptr<T>& get() const {
+    require_process(pid_);
+    return inner_;
+  }
+
+ private:
+  std::shared_ptr<T> inner_;
+  pid_t pid_;
+};
 
 // What a request is made of apart from its prompt; one may serve a whole list.
 struct RequestOptions {
@@ -30,7 +51,7 @@ class NativeCall {
     std::atomic<bool> dropped{false};
   };
   NativeCall(std::weak_ptr<Engine> engine, std::shared_ptr<State> state, std::vector<std::string> ids)
-      : engine_(std::move(engine)), state_(std::move(state)), ids_(std::move(ids)) {}
+      : engine_(std::move(engine)), state_(std::move(state)), ids_(std::move(ids)), pid_(getpid()) {}
   const std::vector<std::string>& ids() const { return ids_; }
   void abort();  // call it without the GIL
 
@@ -38,6 +59,7 @@ class NativeCall {
   std::weak_ptr<Engine> engine_;
   std::shared_ptr<State> state_;
   std::vector<std::string> ids_;
+  pid_t pid_;  // a child's copy has nothing to end
 };
 
 struct Submission {
@@ -54,8 +76,7 @@ class NativeEngine {
   NativeEngine(const NativeEngine&) = delete;
   NativeEngine& operator=(const NativeEngine&) = delete;
 
-  // Throws Error(kRuntime) in a child process: threads do not survive fork().
-  Engine& use() const;
+  Engine& use() const;  // throws in a child process
   void shutdown();
 
   // prompts: str, list of int or JSON text, as the kind says; options: one for all, or one a prompt; rids: None or a

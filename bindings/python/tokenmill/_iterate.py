@@ -6,7 +6,7 @@ from typing import Any, Deque, Dict, Iterator, List, Optional, Tuple
 
 from . import _native
 from ._request import prepare
-from ._streams import WAIT_MS
+from ._streams import WAIT_MS, failure
 from .outputs import Output
 
 IN_FLIGHT_MAX = 4096  # prompts pulled and not yet finished
@@ -65,7 +65,7 @@ class _Iteration:
     def _collect(self) -> None:
         for number, index, _, payload in self._mailbox.take():
             if isinstance(payload, BaseException):
-                raise payload
+                raise failure(payload)
             entry = self._calls[number]
             self._done.append((entry[1] + index, payload))
             self._in_flight -= 1

@@ -84,4 +84,5 @@ pump = LogPump()
 def reset_after_fork() -> None:
     """A child has no pump thread, and the queue's lock may have been held."""
     global pump
+    _native.after_fork()
     pump = LogPump()

@@ -15,6 +15,15 @@ if TYPE_CHECKING:
 WAIT_MS = 100
 
 
+# Set when the interpreter is about to go: calls that end then do so without a word.
+leaving = False
+
+
+def failure(error: BaseException) -> BaseException:
+    """What to raise for a call that the engine ended: a thread that leaving the program cuts off just ends."""
+    return SystemExit() if leaving else error
+
+
 class Stream(Generator[Output, None, None]):
     """The chunks of one call, in order of arrival. Closing or dropping it ends the requests within one step."""
 
@@ -24,12 +33,16 @@ class Stream(Generator[Output, None, None]):
         self._unfinished = samples
         self._chunks: Deque[Output] = collections.deque()
         self._on_close = on_close
+        self._error: Optional[BaseException] = None  # told once the chunks before it are
 
     def __iter__(self) -> "Stream":
         return self
 
     def __next__(self) -> Output:
         while not self._chunks:
+            if self._error is not None:
+                error, self._error = self._error, None
+                raise failure(error)
             if self._unfinished == 0:
                 raise StopIteration
             self._fetch()
@@ -45,8 +58,7 @@ class Stream(Generator[Output, None, None]):
         for _, _, finished, payload in self._mailbox.take():
             if isinstance(payload, BaseException):
                 self._unfinished = 0
-                if not self._chunks:
-                    raise payload
+                self._error = payload
                 return
             self._unfinished -= finished
             self._chunks.append(payload)
@@ -182,7 +194,7 @@ class AsyncStream(AsyncGenerator[Output, None]):
             raise
         if isinstance(payload, BaseException):
             self._end()
-            raise payload
+            raise failure(payload)
         self._unfinished -= finished
         if self._unfinished == 0:
             self._end()

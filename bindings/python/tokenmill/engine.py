@@ -9,10 +9,10 @@ import time
 import weakref
 from typing import TYPE_CHECKING, Any, Awaitable, Dict, Iterable, Iterator, List, Literal, Optional, Tuple, Union, overload
 
-from . import _logging, _native
+from . import _logging, _native, _streams
 from ._options import ServerArgs, _server_values
 from ._request import Prepared, prepare
-from ._streams import WAIT_MS, AsyncStream, LoopInboxes, Stream
+from ._streams import WAIT_MS, AsyncStream, LoopInboxes, Stream, failure
 from .outputs import Output
 from .tokenizer import Tokenizer
 
@@ -91,7 +91,7 @@ class Engine:
                     pass
                 for _, index, _, payload in mailbox.take():
                     if isinstance(payload, BaseException):
-                        raise payload
+                        raise failure(payload)
                     outputs[index] = payload
                     left -= 1
                     if bar is not None:
@@ -120,7 +120,7 @@ class Engine:
             for _ in range(prepared.samples):
                 index, _, payload = await sink.get()
                 if isinstance(payload, BaseException):
-                    raise payload
+                    raise failure(payload)
                 outputs[index] = payload
                 if bar is not None:
                     bar.add(payload)
@@ -362,6 +362,7 @@ class _progress_bar:
 
 def _shut_all_down() -> None:
     """Leaving the interpreter ends what still runs, quietly."""
+    _streams.leaving = True
     for engine in list(_engines):
         try:
             engine.shutdown()

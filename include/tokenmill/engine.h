@@ -133,7 +133,12 @@ class Engine {
   // where the prompt cannot run.
   PinnedPrefix pin(Request request);
 
+  // Counters and gauges by name, and histograms: NAME_count, NAME_sum, NAME_p50, NAME_p99 and NAME_le_BOUND (how many
+  // were at most BOUND) for queue_time_seconds, time_to_first_token_seconds, inter_token_latency_seconds,
+  // e2e_latency_seconds, batch_size, step_tokens and step_{admit,schedule,forward,commit,publish}_seconds.
   std::map<std::string, double> stats() const;
+  // The same as Prometheus text (format 0.0.4), for a /metrics page.
+  std::string prometheus_metrics() const;
   // Resolved arguments, sizes and start-up timings, as JSON text.
   std::string server_info_json() const;
   // Ends waiting calls with Error(kRuntime) and frees model, KV pool and tokenizer: what needs them throws from then

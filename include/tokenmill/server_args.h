@@ -78,6 +78,7 @@ struct ServerArgs {
   bool allow_auto_truncate = false;
   std::optional<double> waiting_timeout;  // seconds until the first admission; nullopt: none
   std::optional<double> running_timeout;  // seconds since then; nullopt: none
+  std::optional<std::string> trace_path;  // Chrome/Perfetto trace of steps and requests
 
   // Throws Error: kValue with the rule and the value, kUnsupported for what this build cannot honour.
   void validate() const;

@@ -181,6 +181,7 @@ PinnedPrefix Engine::pin(Request request) {
   return PinnedPrefix(std::make_unique<PinnedPrefix::Impl>(impl_->core, pin, tokens));
 }
 
+std::string Engine::prometheus_metrics() const { return impl_->core->prometheus_metrics(); }
 std::map<std::string, double> Engine::stats() const { return impl_->core->stats(); }
 
 void Engine::shutdown() {

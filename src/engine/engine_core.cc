@@ -141,7 +141,12 @@ EngineCore::EngineCore(ServerArgs args, EngineParts parts)
                                                   .num_blocks = num_blocks,
                                                   .max_tokens_per_step = tokens_per_step(args_, max_total_num_tokens_),
                                                   .max_rows = *args_.max_running_requests});
-  scheduler_ = std::make_unique<Scheduler>(scheduler_options(args_, num_blocks, tokenizer_, logger_));
+  SchedulerOptions options = scheduler_options(args_, num_blocks, tokenizer_, logger_);
+  options.on_first_admission = [this](uint64_t id, double queued_seconds, int64_t cached_tokens) {
+    on_first_admission(id, queued_seconds, cached_tokens);
+  };
+  scheduler_ = std::make_unique<Scheduler>(std::move(options));
+  if (args_.trace_path) trace_ = std::make_unique<TraceWriter>(*args_.trace_path);
   scheduler_stats_ = scheduler_->stats();
   logger_.info("Memory pool end. avail mem=" + gib_text(available_memory()) + " GB");
   logger_.info(fmt::format("max_total_num_tokens={}, max_prefill_tokens={}, max_running_requests={}, context_len={}",
@@ -186,6 +191,7 @@ bool EngineCore::step() {
   if (check_every_step_) scheduler_->check_integrity();
   const bool told = publish();
   clock_.end_part(StepClock::kPublish);
+  if (batch != nullptr) measure_step(*batch);
   clock_.end_step(batch != nullptr);
   if (args_.show_time_cost) {
     if (const auto line = clock_.report(args_.decode_log_interval)) logger_.info(*line);
@@ -217,7 +223,11 @@ void EngineCore::admit() {
       admission.state->first_sequence_id = next_sequence_id_;
       for (SequenceSpec& spec : admission.specs) {
         spec.id = next_sequence_id_++;
-        sequences_.emplace(spec.id, std::pair(admission.state, int64_t{spec.sample_index}));
+        sequences_.emplace(spec.id, LiveSequence{.state = admission.state, .sample = int64_t{spec.sample_index}});
+        if (trace_) {
+          trace_->request_queued(spec.id, admission.state->rid, admission.state->submitted.time_since_epoch().count(),
+                                 static_cast<int64_t>(spec.prompt->size()));
+        }
         specs.push_back(std::move(spec));
       }
     }
@@ -274,10 +284,13 @@ bool EngineCore::publish() {
   std::vector<SequenceEvent> events = scheduler_->take_events();
   std::vector<Delta> deltas;
   deltas.reserve(events.size());
+  const auto now = std::chrono::steady_clock::now();
   for (SequenceEvent& event : events) {
     const auto found = sequences_.find(event.sequence_id);
     TM_CHECK(found != sequences_.end());
-    const auto [state, sample] = found->second;
+    measure(event, found->second, now);
+    const int64_t sample = found->second.sample;
+    const std::shared_ptr<RequestState> state = found->second.state;
     if (event.finish) sequences_.erase(found);
     deltas.push_back({.request = state, .sample = sample, .event = std::move(event)});
   }
@@ -285,6 +298,7 @@ bool EngineCore::publish() {
   {
     const std::lock_guard lock(stats_mutex_);
     scheduler_stats_ = stats;
+    told_metrics_ = metrics_;
   }
   bool room = false;
   {
@@ -346,6 +360,7 @@ void EngineCore::shutdown() {
   sequences_.clear();
   scheduler_.reset();
   runner_.reset();
+  trace_.reset();
   {
     const std::lock_guard registry_lock(registry_mutex_);
     preparer_.reset();

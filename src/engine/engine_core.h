@@ -24,10 +24,12 @@
 #include <vector>
 
 #include "base/log.h"
+#include "engine/metrics.h"
 #include "engine/output_worker.h"
 #include "engine/request_preparer.h"
 #include "engine/request_state.h"
 #include "engine/step_clock.h"
+#include "engine/trace_writer.h"
 #include "models/model.h"
 #include "ops/backend.h"
 #include "runner/model_runner.h"
@@ -72,6 +74,7 @@ class EngineCore {
   std::pair<uint64_t, int64_t> pin(Request request);
   void unpin(uint64_t pin);  // any thread, does not wait; nothing after the end of the engine
   std::map<std::string, double> stats() const;
+  std::string prometheus_metrics() const;
   void shutdown();
 
   // One turn of the loop; false when there was nothing to do. Without start(): deliver() then tells the outputs.
@@ -104,6 +107,13 @@ class EngineCore {
     std::vector<SequenceSpec> specs;
   };
   using AdmissionUnit = std::vector<Admission>;
+  // What the engine thread knows of a sequence in the scheduler.
+  struct LiveSequence {
+    std::shared_ptr<RequestState> state;
+    int64_t sample = 0;
+    bool admitted = false;
+    std::chrono::steady_clock::time_point last_token = {};  // no token yet: the epoch
+  };
   struct Inbox {
     std::mutex mutex;
     std::condition_variable arrived;  // for the engine thread
@@ -127,6 +137,10 @@ class EngineCore {
   void admit();
   void execute(const Batch& batch);
   bool publish();
+  void measure(const SequenceEvent& event, LiveSequence& sequence, std::chrono::steady_clock::time_point now);
+  void on_first_admission(uint64_t sequence_id, double queued_seconds, int64_t cached_tokens);
+  void measure_step(const Batch& batch);
+  RequestCounters request_counters() const;
   void die(const std::string& message);
   void check_progress(bool progressed);
   bool flush_between_steps();
@@ -168,7 +182,7 @@ class EngineCore {
 
   std::unique_ptr<ModelRunner> runner_;
   std::unique_ptr<Scheduler> scheduler_;
-  std::unordered_map<uint64_t, std::pair<std::shared_ptr<RequestState>, int64_t>> sequences_;  // engine thread
+  std::unordered_map<uint64_t, LiveSequence> sequences_;  // engine thread
   uint64_t next_sequence_id_ = 1;
   int64_t idle_turns_ = 0;
   StepClock clock_;
@@ -181,7 +195,10 @@ class EngineCore {
   uint64_t next_rid_ = 0;        // under registry_mutex_
 
   mutable std::mutex stats_mutex_;
-  SchedulerStats scheduler_stats_;
+  SchedulerStats scheduler_stats_;  // under stats_mutex_, as told_metrics_: copies of the last step
+  EngineMetrics told_metrics_;
+  EngineMetrics metrics_;               // engine thread
+  std::unique_ptr<TraceWriter> trace_;  // engine thread; null: none
   std::atomic<uint64_t> next_pin_{1};
   std::atomic<int64_t> num_requests_{0}, num_finished_{0}, num_aborted_{0};
 

@@ -324,35 +324,6 @@ std::shared_ptr<const RequestPreparer> EngineCore::preparer() const {
   return preparer_;
 }
 
-std::map<std::string, double> EngineCore::stats() const {
-  SchedulerStats stats;
-  {
-    const std::lock_guard lock(stats_mutex_);
-    stats = scheduler_stats_;
-  }
-  const auto number = [](int64_t value) { return static_cast<double>(value); };
-  return {{"requests", number(num_requests_)},
-          {"finished", number(num_finished_)},
-          {"aborted", number(num_aborted_)},
-          {"running", number(stats.running)},
-          {"queue", number(stats.queue)},
-          {"prompt_tokens", number(stats.prompt_tokens)},
-          {"cached_tokens", number(stats.cached_tokens)},
-          {"generated_tokens", number(stats.generated_tokens)},
-          {"evictions", number(stats.evictions)},
-          {"retractions", number(stats.retractions)},
-          {"preemptions", number(stats.preemptions)},
-          {"timeouts", number(stats.timeouts)},
-          {"blocks_free", number(stats.blocks_free)},
-          {"blocks_total", number(stats.blocks_total)},
-          {"blocks_cached", number(stats.blocks_cached)},
-          {"blocks_pinned", number(stats.blocks_pinned)},
-          {"steps", number(stats.steps)},
-          {"prefill_steps", number(stats.prefill_steps)},
-          {"decode_steps", number(stats.decode_steps)},
-          {"last_gen_throughput", stats.last_gen_throughput}};
-}
-
 void EngineCore::log_receive(const Request& request, const RequestState& state) const {
   const std::string input = request.prompt          ? "prompt=" + python_repr(*request.prompt)
                             : request.messages_json ? "messages=" + *request.messages_json

@@ -171,6 +171,7 @@ std::vector<ServerArgsField> make_table() {
       FIELD(allow_auto_truncate)(kHonoured, "cut the end off an over-long prompt instead of raising"),
       FIELD(waiting_timeout)(kHonoured,
                              "seconds a request may wait before it starts, else it is aborted; None: no limit"),
+      FIELD(trace_path)(kHonoured, "write a trace of steps and requests for Perfetto or chrome://tracing to this file"),
       FIELD(running_timeout)(kHonoured, "seconds a request may take after it has started; None: no limit"),
   };
 }

@@ -5,7 +5,7 @@
 namespace tokenmill {
 
 void StepClock::begin_step() {
-  mark_ns_ = now_ns();
+  begin_ns_ = mark_ns_ = now_ns();
   step_ns_ = {};
   step_began_ns_ = mark_ns_;
 }
@@ -25,11 +25,10 @@ void StepClock::end_step(bool counts) {
 
 std::optional<std::string> StepClock::report(int64_t interval) {
   if (steps_ < interval) return std::nullopt;
-  static constexpr const char* kNames[kNumParts] = {"admit", "schedule", "forward", "commit", "publish"};
   std::string text = fmt::format("Step time (mean of {}): ", steps_);
   for (int part = 0; part < kNumParts; ++part) {
     const double mean_ms = static_cast<double>(spent_ns_[part]) / 1e6 / static_cast<double>(steps_);
-    text += fmt::format("{}{} {:.3f} ms", part == 0 ? "" : ", ", kNames[part], mean_ms);
+    text += fmt::format("{}{} {:.3f} ms", part == 0 ? "" : ", ", kPartNames[part], mean_ms);
   }
   steps_ = 0;
   spent_ns_ = {};

@@ -96,6 +96,9 @@ Scheduler::Impl::Admitted Scheduler::Impl::try_admit(Sequence& sequence, Budget&
   sequence.kv_len = matched;
   if (sequence.cached_tokens < 0) {
     sequence.cached_tokens = matched;
+    if (options.on_first_admission) {
+      options.on_first_admission(sequence.spec.id, now() - sequence.added_seconds, matched);
+    }
     if (options.running_timeout_seconds > 0) {
       running_deadlines.push_back({now() + options.running_timeout_seconds, sequence.spec.id});
     }

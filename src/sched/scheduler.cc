@@ -19,6 +19,7 @@ Scheduler::Impl::Impl(SchedulerOptions scheduler_options)
 
 void Scheduler::Impl::add(std::vector<SequenceSpec> specs) {
   std::vector<Sequence*> unit;
+  const double time = now();
   for (SequenceSpec& spec : specs) {
     TM_CHECK(spec.prompt && !spec.prompt->empty() && spec.max_new_tokens >= 0);
     auto sequence = std::make_unique<Sequence>();
@@ -29,6 +30,7 @@ void Scheduler::Impl::add(std::vector<SequenceSpec> specs) {
       sequence->stop_matcher.emplace(own.stop_patterns);
     }
     sequence->has_penalty = own.frequency_penalty != 0 || own.presence_penalty != 0 || own.repetition_penalty != 1;
+    sequence->added_seconds = time;
     unit.push_back(sequence.get());
     bool is_new = sequences.emplace(own.id, std::move(sequence)).second;
     TM_CHECK(is_new);
@@ -42,7 +44,7 @@ void Scheduler::Impl::add(std::vector<SequenceSpec> specs) {
   }
   totals.requests += static_cast<int64_t>(unit.size());
   if (options.waiting_timeout_seconds > 0) {
-    const double deadline = now() + options.waiting_timeout_seconds;
+    const double deadline = time + options.waiting_timeout_seconds;
     for (const Sequence* sequence : unit) waiting_deadlines.push_back({deadline, sequence->spec.id});
   }
   waiting.add(unit);

@@ -43,6 +43,8 @@ struct SchedulerOptions {
   std::function<std::string_view(int32_t)> token_bytes;
   // Finished log lines ("Prefill batch. …", contract section 5); null: none.
   std::function<void(const std::string&)> log_info;
+  // A sequence starts for the first time: after `queued_seconds`, with so many tokens found in the cache. May be null.
+  std::function<void(uint64_t id, double queued_seconds, int64_t cached_tokens)> on_first_admission;
   std::function<double()> now_seconds;  // monotonic; null: the steady clock
   // Seconds; 0: none. A sequence ends with finish = abort when it has waited longer for its first admission, or has
   // been in the engine longer since then (retractions and all).

@@ -35,6 +35,7 @@ struct Sequence {
   // So far.
   int64_t cached_tokens = -1;  // of the first prefill; -1: not admitted yet
   int64_t num_retractions = 0;
+  double added_seconds = 0;                  // when it was added, for on_first_admission
   uint64_t last_step = 0;                    // the last step it was in
   std::optional<std::string> abort_message;  // aborted while a step was in flight
 

@@ -26,6 +26,7 @@ struct Command {
 };
 
 Command add_generate(CLI::App& parent);
+Command add_download(CLI::App& parent);
 Command add_info(CLI::App& parent);
 Command add_tokenize(CLI::App& parent);
 Command add_bench(CLI::App& parent);

@@ -90,7 +90,8 @@ Command add_info(CLI::App& parent) {
   };
   auto options = std::make_shared<Options>();
   CLI::App* app = parent.add_subcommand("info", "Show a model's architecture, sizes, formats, context and KV bytes");
-  app->add_option("model", options->server_args.model_path, "A model folder, a .gguf file, or a cached hub id")
+  app->add_option("model", options->server_args.model_path,
+                  "A model folder, a .gguf file, or a model on the hub: org/name")
       ->required();
   app->add_flag("--json", options->as_json, "JSON instead of text");
   app->add_option("--revision", options->server_args.revision, "Revision in the Hugging Face cache");

@@ -16,7 +16,7 @@
 namespace tokenmill {
 
 struct ServerArgs {
-  std::string model_path;  // a folder, a .gguf file, or a hub id found in the local Hugging Face cache
+  std::string model_path;                     // a folder, a .gguf file, or a hub id: org/name, org/name:Q4_K_M
   std::optional<std::string> tokenizer_path;  // nullopt: model_path
   std::string tokenizer_mode = "auto";
   bool skip_tokenizer_init = false;

@@ -10,13 +10,16 @@
 // q and k rows are in Hugging Face order (GGUF Llama's permutation undone); norm weights include Gemma's 1 +.
 #pragma once
 
+#include <functional>
 #include <memory>
 #include <string>
 #include <string_view>
 #include <vector>
 
+#include "base/log.h"
 #include "base/tensor.h"
 #include "checkpoint/model_config.h"
+#include "tokenmill/hub.h"
 
 namespace tokenmill {
 
@@ -29,14 +32,18 @@ struct TokenizerSource {
 struct CheckpointOptions {
   std::string load_format = "auto";        // auto, safetensors, gguf, dummy
   std::string model_override_json = "{}";  // merged over config.json
-  std::string revision;                    // hub cache revision; "": main
+  std::string revision;                    // of a model on the hub: branch, tag or commit; "": main
   std::string download_dir;                // hub cache folder; "": HF_HUB_CACHE, HF_HOME, ~/.cache/huggingface/hub
   uint64_t dummy_seed = 0;
+  bool tokenizer_only = false;                               // of a model on the hub, fetch no weights
+  const Logger* logger = nullptr;                            // for downloads
+  std::function<bool(const DownloadProgress&)> on_download;  // false stops it; null: a bar on a terminal
 };
 
 class Checkpoint {
  public:
-  // path: a folder, a .gguf file, or a hub id in the local cache. Throws Error naming file, key and remedy.
+  // path: a folder, a .gguf file, or a hub id (fetched where it is not in the cache). Throws Error naming file, key and
+  // remedy.
   static std::unique_ptr<Checkpoint> open(const std::string& path, const CheckpointOptions& options);
   virtual ~Checkpoint() = default;
 

@@ -1,11 +1,12 @@
 #include "checkpoint/model_path.h"
 
 #include <algorithm>
-#include <cstdlib>
 #include <filesystem>
-#include <fstream>
+#include <optional>
 #include <system_error>
 
+#include "checkpoint/hub/hub_id.h"
+#include "checkpoint/hub/hub_model.h"
 #include "checkpoint/load_error.h"
 
 namespace tokenmill {
@@ -15,73 +16,6 @@ namespace fs = std::filesystem;
 namespace {
 
 constexpr size_t kMaxFolderEntries = 100000;
-constexpr size_t kMaxRevisionBytes = 256;
-
-std::string environment(const char* name) {
-  const char* value = std::getenv(name);
-  return value == nullptr ? "" : value;
-}
-
-// The hub cache's folder, by the rules of huggingface_hub.
-std::string hub_cache(const CheckpointOptions& options) {
-  if (!options.download_dir.empty()) return options.download_dir;
-  for (const char* name : {"HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE"}) {
-    if (std::string value = environment(name); !value.empty()) return value;
-  }
-  if (const std::string home = environment("HF_HOME"); !home.empty()) return home + "/hub";
-  if (const std::string cache = environment("XDG_CACHE_HOME"); !cache.empty()) return cache + "/huggingface/hub";
-  return environment("HOME") + "/.cache/huggingface/hub";
-}
-
-bool is_name_char(char c) {
-  return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') || c == '-' || c == '_' || c == '.';
-}
-
-// "org/name" as the hub allows it: two parts of letters, digits, '-', '_', '.', neither beginning with '.'.
-bool is_hub_id(const std::string& text) {
-  const size_t slash = text.find('/');
-  if (slash == std::string::npos || slash == 0 || slash + 1 == text.size()) return false;
-  const std::string parts[] = {text.substr(0, slash), text.substr(slash + 1)};
-  return std::all_of(std::begin(parts), std::end(parts), [](const std::string& part) {
-    return part.front() != '.' && std::all_of(part.begin(), part.end(), is_name_char);
-  });
-}
-
-std::string read_ref(const fs::path& file) {
-  std::error_code error;
-  if (!fs::is_regular_file(file, error)) return "";
-  std::ifstream in(file, std::ios::binary);
-  std::string text(kMaxRevisionBytes, '\0');
-  in.read(text.data(), static_cast<std::streamsize>(text.size()));
-  text.resize(static_cast<size_t>(in.gcount()));
-  while (!text.empty() && (text.back() == '\n' || text.back() == '\r' || text.back() == ' ')) text.pop_back();
-  const bool plain = !text.empty() && text.front() != '.' && std::all_of(text.begin(), text.end(), is_name_char);
-  if (!plain) fail_load(file.string(), "must hold a commit hash; delete the folder and download the model again");
-  return text;
-}
-
-// "" where the cache does not have it.
-std::string find_snapshot(const fs::path& repo, const std::string& revision) {
-  std::error_code error;
-  const bool plain_revision = revision.find("..") == std::string::npos && revision.front() != '/';
-  if (!plain_revision) return "";
-  const std::string hash = read_ref(repo / "refs" / revision);
-  const fs::path snapshot = repo / "snapshots" / (hash.empty() ? revision : hash);
-  return fs::is_directory(snapshot, error) ? snapshot.string() : "";
-}
-
-std::string resolve_hub_id(const std::string& id, const CheckpointOptions& options) {
-  const std::string cache = hub_cache(options);
-  std::string folder = "models--" + id;
-  folder.replace(folder.find('/'), 1, "--");
-  const std::string revision = options.revision.empty() ? "main" : options.revision;
-  std::string snapshot = find_snapshot(fs::path(cache) / folder, revision);
-  if (!snapshot.empty()) return snapshot;
-  const std::string flag = options.revision.empty() ? "" : " --revision " + options.revision;
-  fail_load(id, "there is no such local path, and revision " + quote(revision) +
-                    " of this model is not in the Hugging Face cache " + cache + "; run 'huggingface-cli download " +
-                    id + flag + "' or pass a local folder or .gguf file");
-}
 
 bool has_suffix(const std::string& name, std::string_view suffix) { return name.ends_with(suffix); }
 
@@ -136,10 +70,12 @@ ModelPath resolve_model_path(const std::string& path, const CheckpointOptions& o
   }
   if (fs::exists(status)) fail_load(path, "is neither a folder nor a regular file");
   if (status.type() != fs::file_type::not_found) fail_load(path, "cannot be read (" + error.message() + ")");
-  if (is_hub_id(path) && !has_suffix(path, ".gguf")) return resolve_folder(resolve_hub_id(path, options), options);
+  if (!has_suffix(path, ".gguf") || path.find(':') != std::string::npos) {
+    if (const std::optional<HubId> id = parse_hub_id(path)) return resolve_hub_model(*id, options);
+  }
   fail_load(path,
             "no such file or folder; pass a folder with config.json and safetensors, a .gguf file or a hub id "
-            "like org/name");
+            "like org/name or org/name:Q4_K_M");
 }
 
 }  // namespace tokenmill

@@ -13,7 +13,7 @@ struct ModelPath {
   bool is_gguf = false;  // a file; else a folder
 };
 
-// Throws Error(kValue) that says how to get a model that is not here.
+// Downloads a model that a hub id names. Throws Error that says how to get a model that is not here.
 ModelPath resolve_model_path(const std::string& path, const CheckpointOptions& options);
 
 // Names of the regular files in a folder, sorted. Throws Error(kValue) where it cannot be read.

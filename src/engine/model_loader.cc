@@ -37,7 +37,10 @@ LoadedTokenizer load_tokenizer(const TokenizerSource& source) {
 TokenizerSource tokenizer_source(const ServerArgs& args, const Checkpoint& checkpoint,
                                  const CheckpointOptions& options) {
   if (*args.tokenizer_path == args.model_path) return checkpoint.tokenizer_source();
-  const ModelPath path = resolve_model_path(*args.tokenizer_path, options);
+  CheckpointOptions no_weights = options;
+  no_weights.tokenizer_only = true;
+  no_weights.revision.clear();  // the model's, not this repository's
+  const ModelPath path = resolve_model_path(*args.tokenizer_path, no_weights);
   TokenizerSource source;
   (path.is_gguf ? source.gguf_path : source.folder) = path.path;
   return source;
@@ -104,7 +107,8 @@ EngineParts load_parts(const ServerArgs& args, const Logger& logger, LoadTimings
                                   .model_override_json = args.json_model_override_args,
                                   .revision = args.revision.value_or(""),
                                   .download_dir = args.download_dir.value_or(""),
-                                  .dummy_seed = static_cast<uint64_t>(*args.random_seed)};
+                                  .dummy_seed = static_cast<uint64_t>(*args.random_seed),
+                                  .logger = &logger};
   const std::unique_ptr<Checkpoint> checkpoint = Checkpoint::open(args.model_path, options);
   const Packing packing = choose_packing(args.dtype, checkpoint->config());
   parts.available_before_load = available_memory();

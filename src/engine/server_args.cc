@@ -105,7 +105,8 @@ std::vector<ServerArgsField> make_table() {
   constexpr auto kServerOnly = FieldStatus::kServerOnly;
   constexpr auto kNotBuilt = FieldStatus::kNotBuilt;
   return {
-      FIELD(model_path)(kHonoured, "a model folder, a .gguf file, or a hub id in the local Hugging Face cache"),
+      FIELD(model_path)(kHonoured,
+                        "a model folder, a .gguf file, or a model on the Hugging Face hub: org/name, org/name:Q4_K_M"),
       FIELD(tokenizer_path)(kHonoured, "a folder with tokenizer.json, or a .gguf file; None: model_path"),
       FIELD(tokenizer_mode)(kNotBuilt, "'auto' is the only mode: the fast tokenizer"),
       FIELD(skip_tokenizer_init)(kHonoured, "load no tokenizer: token ids in, token ids out"),
@@ -163,7 +164,7 @@ std::vector<ServerArgsField> make_table() {
                                             "equal bits whatever else is in the batch; always on on the CPU"),
       FIELD(incremental_streaming_output)(kHonoured, "streamed chunks are deltas; False: cumulative"),
       FIELD(num_threads)(kHonoured, "CPU threads, the engine's own among them; None: all this process may use"),
-      FIELD(revision)(kHonoured, "revision in the Hugging Face cache; None: main"),
+      FIELD(revision)(kHonoured, "branch, tag or commit of a model on the hub; None: main"),
       FIELD(download_dir)(kHonoured, "Hugging Face cache folder; None: HF_HUB_CACHE, HF_HOME or the default"),
       FIELD(max_queued_requests)(kHonoured, "requests that may wait; None: 1048576"),
       FIELD(radix_eviction_policy)(kHonoured, "which cached prefix goes first when memory runs out: lru, lfu, fifo"),

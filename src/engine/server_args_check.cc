@@ -68,7 +68,7 @@ void check_scheduling(const ServerArgs& args) {
 void ServerArgs::validate() const {
   if (model_path.empty()) {
     throw Error(ErrorKind::kValue,
-                "model_path is required: a model folder, a .gguf file, or a hub id in the local Hugging Face cache.");
+                "model_path is required: a model folder, a .gguf file, or a hub id such as org/name.");
   }
   require_one_of("load_format", load_format, {"auto", "safetensors", "gguf", "dummy"});
   require_one_of("dtype", dtype, {"auto", "half", "float16", "bfloat16", "float32"});

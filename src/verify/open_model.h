@@ -11,7 +11,7 @@
 namespace tokenmill {
 
 std::shared_ptr<const Tokenizer> open_tokenizer(const TokenizerSource& source);
-// model_path: a folder (which may hold only a tokenizer), a GGUF file, or a hub id in the local cache.
+// model_path: a folder (which may hold only a tokenizer), a GGUF file, or a hub id.
 std::shared_ptr<const Tokenizer> open_tokenizer(const std::string& model_path);
 
 // Loads the checkpoint onto the CPU.

@@ -13,7 +13,7 @@ class Tokenizer;
 
 class TokenizerAccess {
  public:
-  // A folder with tokenizer.json, a .gguf file, or a hub id in the local cache. Throws Error naming the file.
+  // A folder with tokenizer.json, a .gguf file, or a hub id. Throws Error naming the file.
   explicit TokenizerAccess(const std::string& path);
 
   std::vector<int32_t> encode(std::string_view text, bool add_special_tokens) const;

@@ -3,8 +3,6 @@
 
 #include <sys/stat.h>
 
-#include <cstdlib>
-
 #include "checkpoint/model_path.h"
 #include "util/expect_error.h"
 #include "util/temp_folder.h"
@@ -13,20 +11,6 @@ namespace tokenmill {
 namespace {
 
 using testing::TempFolder;
-
-// Sets an environment variable for one test.
-class ScopedVariable {
- public:
-  ScopedVariable(const char* name, const std::string& value) : name_(name) {
-    if (const char* old = std::getenv(name)) old_ = old;
-    ::setenv(name, value.c_str(), 1);
-  }
-  ~ScopedVariable() { old_.empty() ? ::unsetenv(name_) : ::setenv(name_, old_.c_str(), 1); }
-
- private:
-  const char* name_;
-  std::string old_;
-};
 
 TEST(ModelPath, Folders) {
   TempFolder folder;
@@ -65,40 +49,6 @@ TEST(ModelPath, WhatIsNoModel) {
   CheckpointOptions options;
   options.load_format = "pt";
   EXPECT_LOAD_ERROR(Checkpoint::open(folder.path(), options), ErrorKind::kValue, "load_format", "dummy", "'pt'");
-}
-
-TEST(ModelPath, HubCache) {
-  TempFolder cache;
-  const ScopedVariable variable("HF_HUB_CACHE", cache.path());
-  EXPECT_LOAD_ERROR(resolve_model_path("org/name", {}), ErrorKind::kValue, "org/name", cache.path(),
-                    "huggingface-cli download org/name");
-  cache.write("models--org--name/refs/main", "abc123\n");
-  const std::string config = cache.write("models--org--name/snapshots/abc123/config.json", "{}");
-  const std::string snapshot = std::filesystem::path(config).parent_path().string();
-  EXPECT_EQ(resolve_model_path("org/name", {}).path, snapshot);
-  CheckpointOptions options;
-  options.revision = "abc123";  // a commit is a revision, too
-  EXPECT_EQ(resolve_model_path("org/name", options).path, snapshot);
-  options.revision = "v2";
-  EXPECT_LOAD_ERROR(resolve_model_path("org/name", options), ErrorKind::kValue, "'v2'",
-                    "huggingface-cli download org/name --revision v2");
-  options.revision = "../../x";
-  EXPECT_LOAD_ERROR(resolve_model_path("org/name", options), ErrorKind::kValue, "not in the Hugging Face cache");
-  TempFolder other;
-  options = {};
-  options.download_dir = other.path();
-  EXPECT_LOAD_ERROR(resolve_model_path("org/name", options), ErrorKind::kValue, other.path());
-  cache.write("models--org--name/refs/main", "../../x");
-  EXPECT_LOAD_ERROR(resolve_model_path("org/name", {}), ErrorKind::kValue, "refs/main", "commit hash");
-}
-
-TEST(ModelPath, HubCacheOfHfHome) {
-  TempFolder home;
-  const ScopedVariable no_cache("HF_HUB_CACHE", ""), no_old_cache("HUGGINGFACE_HUB_CACHE", "");
-  const ScopedVariable variable("HF_HOME", home.path());
-  home.write("hub/models--org--name/refs/main", "abc123");
-  home.write("hub/models--org--name/snapshots/abc123/m.gguf", "x");
-  EXPECT_TRUE(resolve_model_path("org/name", {}).is_gguf);
 }
 
 }  // namespace

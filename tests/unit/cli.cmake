@@ -7,6 +7,14 @@ if(TARGET tokenmill_cli)
   add_test(NAME batch_test COMMAND ${Python3_EXECUTABLE} ${CMAKE_SOURCE_DIR}/tests/cli/test_batch.py
                                    $<TARGET_FILE:tokenmill_cli> ${CMAKE_SOURCE_DIR}/tests/data/tiny/stories260k)
   set_tests_properties(batch_test PROPERTIES TIMEOUT 300)
+  # In the Python tests' environment, where there is one: it has huggingface_hub, to compare caches with.
+  set(hub_python ${Python3_EXECUTABLE})
+  if(TOKENMILL_BUILD_PYTHON)
+    set(hub_python ${Python_EXECUTABLE})
+  endif()
+  add_test(NAME hub_test COMMAND ${hub_python} ${CMAKE_SOURCE_DIR}/tests/cli/test_hub.py
+                                 $<TARGET_FILE:tokenmill_cli> ${CMAKE_SOURCE_DIR}/tests/data/tiny/stories260k)
+  set_tests_properties(hub_test PROPERTIES TIMEOUT 300)
   add_test(NAME tools_test COMMAND ${Python3_EXECUTABLE} ${CMAKE_SOURCE_DIR}/tests/cli/test_tools.py)
   set_tests_properties(tools_test PROPERTIES TIMEOUT 120)
 endif()

@@ -7,9 +7,9 @@
 #include <utility>
 
 #include "base/check.h"
-#include "base/machine.h"
 #include "engine/pool_size.h"
 #include "engine/text_repr.h"
+#include "ops/backend_registry.h"
 
 namespace tokenmill {
 namespace {
@@ -57,6 +57,14 @@ int64_t tokens_per_step(const ServerArgs& args, int64_t max_total_num_tokens) {
   const int64_t prefill = *args.chunked_prefill_size > 0 ? *args.chunked_prefill_size
                                                          : std::max(args.max_prefill_tokens, *args.context_length);
   return std::min(prefill, max_total_num_tokens) + *args.max_running_requests;
+}
+
+// Rows of the largest step that runs as a CUDA graph. Those of a few rows are captured at start, the others when first
+// met.
+constexpr int64_t kGraphRowsDefault = 256, kGraphRowsAtStart = 8;
+
+int64_t graph_rows_max(const ServerArgs& args) {
+  return args.disable_cuda_graph ? 0 : args.cuda_graph_max_bs.value_or(kGraphRowsDefault);
 }
 
 SchedulerOptions scheduler_options(const ServerArgs& args, int32_t num_blocks,
@@ -129,18 +137,23 @@ EngineCore::EngineCore(ServerArgs args, EngineParts parts)
   const int64_t block_bytes = ModelRunner::kv_bytes_per_block(*parts.model, *parts.backend, page_size);
   const int32_t num_blocks = choose_num_blocks(args_, {.context_length = *args_.context_length,
                                                        .block_bytes = block_bytes,
-                                                       .available_bytes = available_memory(),
+                                                       .available_bytes = parts.backend->available_memory(),
                                                        .available_before_load = parts.available_before_load,
-                                                       .weight_bytes = weight_bytes_});
+                                                       .weight_bytes = weight_bytes_,
+                                                       .own_memory = device_defaults(*args_.device).own_memory});
   kv_bytes_per_token_ = block_bytes / page_size;
   max_total_num_tokens_ = int64_t{num_blocks} * page_size;
+  if (!args_.max_running_requests) {
+    args_.max_running_requests = choose_running_requests(max_total_num_tokens_, *args_.context_length);
+  }
   args_.max_total_tokens = max_total_num_tokens_;
   runner_ =
       std::make_unique<ModelRunner>(std::move(parts.backend), std::move(parts.model),
                                     RunnerOptions{.page_size = page_size,
                                                   .num_blocks = num_blocks,
                                                   .max_tokens_per_step = tokens_per_step(args_, max_total_num_tokens_),
-                                                  .max_rows = *args_.max_running_requests});
+                                                  .max_rows = *args_.max_running_requests,
+                                                  .graph_rows_max = graph_rows_max(args_)});
   SchedulerOptions options = scheduler_options(args_, num_blocks, tokenizer_, logger_);
   options.on_first_admission = [this](uint64_t id, double queued_seconds, int64_t cached_tokens) {
     on_first_admission(id, queued_seconds, cached_tokens);
@@ -148,7 +161,11 @@ EngineCore::EngineCore(ServerArgs args, EngineParts parts)
   scheduler_ = std::make_unique<Scheduler>(std::move(options));
   if (args_.trace_path) trace_ = std::make_unique<TraceWriter>(*args_.trace_path);
   scheduler_stats_ = scheduler_->stats();
-  logger_.info("Memory pool end. avail mem=" + gib_text(available_memory()) + " GB");
+  logger_.info("Memory pool end. avail mem=" + gib_text(runner_->backend().available_memory()) + " GB");
+  if (runner_->backend().has_graphs() && graph_rows_max(args_) > 0) {
+    logger_.info("Capture cuda graph begin. This can take up to several minutes.");
+    runner_->prepare_graphs(kGraphRowsAtStart);
+  }
   logger_.info(fmt::format("max_total_num_tokens={}, max_prefill_tokens={}, max_running_requests={}, context_len={}",
                            max_total_num_tokens_, args_.max_prefill_tokens, *args_.max_running_requests,
                            *args_.context_length));
@@ -258,7 +275,7 @@ bool EngineCore::flush_between_steps() {
 }
 
 // One forward pass and its commit. What the model cannot compute ends this step's requests; what breaks an invariant or
-// runs out of memory ends the engine.
+// the device, or runs out of memory, ends the engine.
 void EngineCore::execute(const Batch& batch) {
   StepResult result;
   try {
@@ -266,6 +283,8 @@ void EngineCore::execute(const Batch& batch) {
     runner_->sample(step, batch.sampling);
     result = runner_->wait(std::move(step));
   } catch (const InvariantError&) {
+    throw;
+  } catch (const DeviceError&) {
     throw;
   } catch (const std::bad_alloc&) {
     throw;

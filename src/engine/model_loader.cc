@@ -8,12 +8,12 @@
 #include <future>
 #include <sstream>
 
-#include "base/machine.h"
 #include "checkpoint/checkpoint.h"
 #include "checkpoint/model_path.h"
 #include "engine/pool_size.h"
 #include "engine/text_repr.h"
 #include "models/packing.h"
+#include "ops/backend_registry.h"
 
 namespace tokenmill {
 namespace {
@@ -77,11 +77,14 @@ int64_t packed_bytes(const Checkpoint& checkpoint, Packing packing) {
 }
 
 void require_memory(const ServerArgs& args, int64_t needed, int64_t available) {
+  const bool own_memory = device_defaults(*args.device).own_memory;
   if (available == 0 || needed <= available) return;
   throw Error(ErrorKind::kRuntime,
               fmt::format("Not enough memory for the model {}: its weights need {} GB with dtype {}, and {} GB are "
-                          "available. Use a smaller or a quantised model, or raise the memory limit.",
-                          args.model_path, gib_text(needed), python_repr(args.dtype), gib_text(available)));
+                          "available on device {}. Use a smaller {}model, or {}.",
+                          args.model_path, gib_text(needed), python_repr(args.dtype), gib_text(available),
+                          python_repr(*args.device), own_memory ? "" : "or a quantised ",
+                          own_memory ? "end what else holds the device's memory" : "raise the memory limit"));
 }
 
 // "Loading safetensors checkpoint shards:  25% Completed | 1/4 [00:00<00:02,  1.23it/s]"
@@ -102,7 +105,9 @@ EngineParts load_parts(const ServerArgs& args, const Logger& logger, LoadTimings
   EngineParts parts;
   auto start = Clock::now();
   if (args.chat_template) parts.chat_template = read_chat_template(*args.chat_template);
-  parts.backend = make_cpu_backend({.num_threads = static_cast<int>(args.num_threads.value_or(0)), .isa = ""});
+  parts.backend =
+      make_backend(*args.device, {.cpu = {.num_threads = static_cast<int>(args.num_threads.value_or(0)), .isa = ""},
+                                  .deterministic = args.enable_deterministic_inference.value_or(false)});
   const CheckpointOptions options{.load_format = args.load_format,
                                   .model_override_json = args.json_model_override_args,
                                   .revision = args.revision.value_or(""),
@@ -111,9 +116,10 @@ EngineParts load_parts(const ServerArgs& args, const Logger& logger, LoadTimings
                                   .logger = &logger};
   const std::unique_ptr<Checkpoint> checkpoint = Checkpoint::open(args.model_path, options);
   const Packing packing = choose_packing(args.dtype, checkpoint->config());
-  parts.available_before_load = available_memory();
+  parts.available_before_load = parts.backend->available_memory();
   logger.info("Load weight begin. avail mem=" + gib_text(parts.available_before_load) + " GB");
-  require_memory(args, packed_bytes(*checkpoint, packing), parts.available_before_load);
+  const Packing held = packing == Packing::kNative && !parts.backend->keeps_quantized() ? Packing::kBFloat16 : packing;
+  require_memory(args, packed_bytes(*checkpoint, held), parts.available_before_load);
   timings.open_s = seconds_since(start);
 
   std::future<LoadedTokenizer> tokenizer;
@@ -126,7 +132,7 @@ EngineParts load_parts(const ServerArgs& args, const Logger& logger, LoadTimings
   });
   timings.weights_s = seconds_since(start);
   logger.info(fmt::format("Load weight end. type={}, dtype={}, avail mem={} GB", checkpoint->config().architecture,
-                          dtype_name(packing), gib_text(available_memory())));
+                          dtype_name(packing), gib_text(parts.backend->available_memory())));
   if (tokenizer.valid()) {
     LoadedTokenizer loaded = tokenizer.get();
     parts.tokenizer = std::move(loaded.tokenizer);

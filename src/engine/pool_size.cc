@@ -15,7 +15,7 @@ std::string gib_text(int64_t bytes) { return fmt::format("{:.2f}", static_cast<d
 namespace {
 
 // Block ids are 32-bit, and so are token counts in a step.
-constexpr int64_t kBlocksMax = std::numeric_limits<int32_t>::max() / 64;
+constexpr int64_t kBlocksMax = std::numeric_limits<int32_t>::max() / 64 - 2;
 
 // Bytes that weights and pool may take together, less the weights.
 int64_t static_limit(const ServerArgs& args, const PoolFacts& facts) {
@@ -45,11 +45,13 @@ int32_t choose_num_blocks(const ServerArgs& args, const PoolFacts& facts) {
     }
     return static_cast<int32_t>(blocks);
   }
-  const int64_t context_blocks = (facts.context_length + page - 1) / page;
   int64_t blocks = kBlocksMax;
-  if (context_blocks <= kBlocksMax / *args.max_running_requests) blocks = context_blocks * *args.max_running_requests;
-  if (memory_known)
-    blocks = std::min({blocks, facts.available_bytes / 4 / facts.block_bytes, bytes_max / facts.block_bytes});
+  if (!facts.own_memory) {
+    const int64_t context_blocks = (facts.context_length + page - 1) / page;
+    if (context_blocks <= kBlocksMax / *args.max_running_requests) blocks = context_blocks * *args.max_running_requests;
+    if (memory_known) blocks = std::min(blocks, facts.available_bytes / 4 / facts.block_bytes);
+  }
+  if (memory_known) blocks = std::min(blocks, bytes_max / facts.block_bytes);
   if (blocks < 1) {
     throw Error(ErrorKind::kRuntime,
                 fmt::format("Not enough memory. Please try to increase mem_fraction_static or reduce page_size: one KV "
@@ -57,6 +59,13 @@ int32_t choose_num_blocks(const ServerArgs& args, const PoolFacts& facts) {
                             gib_text(facts.block_bytes), gib_text(std::max<int64_t>(bytes_max, 0))));
   }
   return static_cast<int32_t>(blocks);
+}
+
+int64_t choose_running_requests(int64_t max_total_num_tokens, int64_t context_length) {
+  const int64_t by_pool =
+      static_cast<int64_t>(static_cast<double>(max_total_num_tokens) / static_cast<double>(context_length) * 512);
+  return std::clamp<int64_t>(std::clamp<int64_t>(by_pool, 2048, 4096) + 1, 1,
+                             std::max<int64_t>(max_total_num_tokens / 2, 1));
 }
 
 }  // namespace tokenmill

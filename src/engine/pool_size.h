@@ -1,4 +1,4 @@
-// How many KV blocks the pool has, from options and memory: contract section 6, the CPU's rules.
+// How many KV blocks the pool has and how many requests run at once, from options and memory: contract section 6.
 #pragma once
 
 #include <cstdint>
@@ -13,11 +13,16 @@ struct PoolFacts {
   int64_t available_bytes = 0;        // now, the weights loaded; 0: not known
   int64_t available_before_load = 0;  // 0: not known
   int64_t weight_bytes = 0;
+  bool own_memory = false;  // the device's, which the pool may fill; else the host's, of which it takes a quarter
 };
 
-// args resolved: page_size and max_running_requests are set. At least one block. Throws Error(kRuntime)
-// "Not enough memory. Please try to …".
+// args resolved: page_size and, without memory of the device's own, max_running_requests are set. At least one block.
+// Throws Error(kRuntime) "Not enough memory. Please try to …".
 int32_t choose_num_blocks(const ServerArgs& args, const PoolFacts& facts);
+
+// max_running_requests where the pool decides, by SGLang's rule: 512 full contexts' worth, within [2048, 4096], and
+// one; never more than half the pool's tokens.
+int64_t choose_running_requests(int64_t max_total_num_tokens, int64_t context_length);
 
 // "12.34", of a GiB each.
 std::string gib_text(int64_t bytes);

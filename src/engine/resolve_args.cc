@@ -3,13 +3,12 @@
 #include <random>
 
 #include "engine/text_repr.h"
+#include "ops/backend_registry.h"
 
 namespace tokenmill {
 namespace {
 
-constexpr int64_t kPageSize = 32;  // two 16-key tiles
-constexpr int64_t kRunningRequests = 256;
-constexpr int64_t kChunkTokens = 512;
+constexpr int64_t kCpuRunningRequests = 256;
 
 template <class T, class Value>
 void fill(std::optional<T>& field, Value value) {
@@ -22,11 +21,13 @@ ServerArgs resolve_server_args(ServerArgs args) {
   args.validate();
   fill(args.tokenizer_path, args.model_path);
   fill(args.served_model_name, args.model_path);
-  fill(args.device, std::string("cpu"));
-  fill(args.max_running_requests, kRunningRequests);
-  fill(args.chunked_prefill_size, kChunkTokens);
-  fill(args.page_size, kPageSize);
-  fill(args.enable_deterministic_inference, true);
+  fill(args.device, default_device());
+  const DeviceDefaults device = device_defaults(*args.device);
+  // On a device with memory of its own the size of its pool decides (choose_running_requests).
+  if (!device.own_memory) fill(args.max_running_requests, kCpuRunningRequests);
+  fill(args.chunked_prefill_size, device.chunked_prefill_size);
+  fill(args.page_size, device.page_size);
+  fill(args.enable_deterministic_inference, device.always_deterministic);
   fill(args.max_queued_requests, int64_t{1} << 20);
   if (!args.random_seed) args.random_seed = static_cast<int64_t>(std::random_device{}() & 0x3fffffffu);
   return args;

@@ -5,7 +5,8 @@
 
 namespace tokenmill {
 
-// Validates, then fills in. context_length, max_total_tokens and num_threads are left to the loader and the core, which
+// Validates, then fills in. context_length, max_total_tokens, num_threads and, on CUDA,
+// max_running_requests are left to the loader and the core, which
 // know the model and the backend.
 ServerArgs resolve_server_args(ServerArgs args);
 

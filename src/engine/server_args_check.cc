@@ -5,6 +5,7 @@
 #include <initializer_list>
 
 #include "engine/text_repr.h"
+#include "ops/backend_registry.h"
 #include "tokenmill/error.h"
 #include "tokenmill/server_args.h"
 
@@ -31,13 +32,10 @@ void reject_unbuilt(const ServerArgs& args) {
                                              " is not built yet: this version takes only the default, " +
                                              std::string(field.default_text) + ".");
   }
-  if (args.device == "cuda") {
-    throw Error(ErrorKind::kUnsupported,
-                "device='cuda' is not built yet: this version runs on the CPU (device='cpu').");
-  }
+  if (args.device) check_device_name(*args.device);
   if (args.dtype == "half" || args.dtype == "float16") {
-    throw Error(ErrorKind::kUnsupported, "dtype=" + python_repr(args.dtype) +
-                                             " is not built yet on the CPU: use 'auto', 'bfloat16' or 'float32'.");
+    throw Error(ErrorKind::kUnsupported,
+                "dtype=" + python_repr(args.dtype) + " is not built yet: use 'auto', 'bfloat16' or 'float32'.");
   }
 }
 
@@ -55,6 +53,8 @@ void check_scheduling(const ServerArgs& args) {
   const int64_t page_size = args.page_size.value_or(1);
   require_rule(page_size >= 1 && page_size <= 64 && std::has_single_bit(static_cast<uint64_t>(page_size)), "page_size",
                "a power of two from 1 to 64", args.page_size);
+  require_rule(args.cuda_graph_max_bs.value_or(1) >= 1 && args.cuda_graph_max_bs.value_or(1) <= 4096,
+               "cuda_graph_max_bs", "in [1, 4096]", args.cuda_graph_max_bs);
   require_at_least("max_queued_requests", args.max_queued_requests, 1);
   require_one_of("radix_eviction_policy", args.radix_eviction_policy, {"lru", "lfu", "fifo"});
   for (const auto& [name, value] :
@@ -72,7 +72,6 @@ void ServerArgs::validate() const {
   }
   require_one_of("load_format", load_format, {"auto", "safetensors", "gguf", "dummy"});
   require_one_of("dtype", dtype, {"auto", "half", "float16", "bfloat16", "float32"});
-  if (device) require_one_of("device", *device, {"cpu", "cuda"});
   require_one_of("log_level", log_level, {"debug", "info", "warning", "error", "critical"});
   reject_unbuilt(*this);
   check_scheduling(*this);

@@ -10,6 +10,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <span>
 #include <string>
@@ -17,6 +18,7 @@
 
 #include "base/tensor.h"
 #include "batch/batch.h"
+#include "tokenmill/error.h"
 
 namespace tokenmill {
 
@@ -96,6 +98,12 @@ struct GatedLinearArgs {
   Matrix out;  // [T, n]
 };
 
+// The device is of no more use to this backend: what runs on it cannot go on. Ends the engine, never the process.
+class DeviceError : public Error {
+ public:
+  explicit DeviceError(const std::string& message) : Error(ErrorKind::kRuntime, message) {}
+};
+
 class Backend {
  public:
   virtual ~Backend() = default;
@@ -105,6 +113,8 @@ class Backend {
   virtual int num_threads() const = 0;
 
   // --- memory -------------------------------------------------------------------------------------------------------
+  // Bytes of the device's memory that can still be taken; 0: not known. On the CPU what the memory limits leave.
+  virtual int64_t available_memory() const = 0;
   // Reserves `bytes` of zero-filled backend memory; on the CPU pages are touched at first use. Throws Error(kRuntime)
   // "Not enough memory. …" when it cannot. Freed with free().
   virtual std::byte* allocate(size_t bytes) = 0;
@@ -115,6 +125,8 @@ class Backend {
   virtual void release_pages(std::byte* memory, size_t bytes) = 0;
 
   // --- weights ------------------------------------------------------------------------------------------------------
+  // Whether Packing::kNative holds quantised weights as they are; else it is kBFloat16.
+  virtual bool keeps_quantized() const { return true; }
   // Packs the row-wise concatenation of `parts` (all with equal cols; types may differ) and its bias ([n] fp32 host
   // memory, or empty). Checks for NaN and infinity and throws Error(kValue) naming the tensor.
   virtual std::unique_ptr<Weight> pack(std::span<const RawTensor* const> parts, std::span<const float> bias,
@@ -139,6 +151,18 @@ class Backend {
   virtual void softcap(Matrix x, float cap) = 0;  // in place: cap * tanh(x / cap)
   virtual int64_t kv_block_bytes(int32_t kv_heads, int32_t head_dim, int32_t page_size, DType dtype) const = 0;
   virtual void copy_blocks(const KvLayer& kv, std::span<const BlockCopy> copies) = 0;
+
+  // --- graphs -------------------------------------------------------------------------------------------------------
+  // Whether run_graph() can record a step and launch it again as one.
+  virtual bool has_graphs() const { return false; }
+  // Runs `work`: calls of this backend only, on the rows of the last plan(). For one key they are the same calls with
+  // the same matrices every time, and spans of ids are those of the planned batch itself. So a backend may record them
+  // and later launch the record over what plan() has put on the device. Only plans whose rows are all of one token may
+  // be run so.
+  virtual void run_graph(uint64_t key, const std::function<void()>& work) {
+    (void)key;
+    work();
+  }
 
   // --- sampling -----------------------------------------------------------------------------------------------------
   // Row i of logits [rows.size(), vocab] fp32, destroyed. Order: penalties, bias, bans, temperature, top_k, top_p,

@@ -3,12 +3,30 @@
 #include <charconv>
 #include <string>
 
-#include "tokenmill/error.h"
 #ifdef TOKENMILL_CUDA
 #include "ops/cuda/cuda_options.h"
 #endif
 
 namespace tokenmill {
+namespace {
+
+constexpr int kCpu = -1;
+
+// The number of a CUDA device, or kCpu.
+int device_index(std::string_view device) {
+  if (device == "cpu") return kCpu;
+  if (device == "cuda") return 0;
+  if (device.starts_with("cuda:")) {
+    int index = 0;
+    const std::string_view digits = device.substr(5);
+    const auto [end, error] = std::from_chars(digits.data(), digits.data() + digits.size(), index);
+    if (error == std::errc() && end == digits.data() + digits.size() && index >= 0) return index;
+  }
+  throw Error(ErrorKind::kValue,
+              "device must be 'cpu', 'cuda' or 'cuda:N', got '" + std::string(device.substr(0, 64)) + "'.");
+}
+
+}  // namespace
 
 #ifdef TOKENMILL_CUDA
 bool has_cuda() { return true; }
@@ -18,24 +36,32 @@ bool has_cuda() { return false; }
 int num_cuda_devices() { return 0; }
 #endif
 
-std::unique_ptr<Backend> make_backend(std::string_view device, const CpuOptions& cpu) {
-  if (device == "cpu") return make_cpu_backend(cpu);
-  int index = 0;
-  bool known = device == "cuda";
-  if (device.starts_with("cuda:")) {
-    const std::string_view digits = device.substr(5);
-    const auto [end, error] = std::from_chars(digits.data(), digits.data() + digits.size(), index);
-    known = error == std::errc() && end == digits.data() + digits.size() && index >= 0;
-  }
-  if (!known) {
-    throw Error(ErrorKind::kValue, "device must be 'cpu', 'cuda' or 'cuda:N', got '" + std::string(device) + "'.");
-  }
+void check_device_name(std::string_view device) {
+  if (device_index(device) == kCpu || has_cuda()) return;
+  throw Error(ErrorKind::kUnsupported, "device='" + std::string(device) +
+                                           "' needs a build with CUDA (make cuda, or -DTOKENMILL_CUDA=ON); this one "
+                                           "runs on the CPU only (device='cpu').");
+}
+
+std::unique_ptr<Backend> make_backend(std::string_view device, const DeviceOptions& options) {
+  check_device_name(device);
+  const int index = device_index(device);
+  if (index == kCpu) return make_cpu_backend(options.cpu);
 #ifdef TOKENMILL_CUDA
-  return make_cuda_backend({.device = index});
+  return make_cuda_backend({.device = index, .deterministic = options.deterministic});
 #else
-  throw Error(ErrorKind::kUnsupported, "device '" + std::string(device) +
-                                           "' needs a build with -DTOKENMILL_CUDA=ON; this one runs on the CPU only.");
+  return nullptr;  // check_device_name() has thrown
 #endif
+}
+
+std::string default_device() { return num_cuda_devices() > 0 ? "cuda" : "cpu"; }
+
+DeviceDefaults device_defaults(std::string_view device) {
+  if (device_index(device) == kCpu) {
+    // 32 tokens: two 16-key tiles.
+    return {.page_size = 32, .chunked_prefill_size = 512, .own_memory = false, .always_deterministic = true};
+  }
+  return {.page_size = 16, .chunked_prefill_size = 8192, .own_memory = true, .always_deterministic = false};
 }
 
 }  // namespace tokenmill

@@ -2,15 +2,39 @@
 #pragma once
 
 #include <memory>
+#include <string>
 #include <string_view>
 
 #include "ops/backend.h"
 
 namespace tokenmill {
 
-// "cpu", "cuda" or "cuda:N". num_threads and isa are the CPU's. Throws Error(kUnsupported) when the build lacks the
-// backend and Error(kRuntime) when there is no such device.
-std::unique_ptr<Backend> make_backend(std::string_view device, const CpuOptions& cpu);
+struct DeviceOptions {
+  CpuOptions cpu;
+  // A row's bits never depend on the step's other rows; the CPU's never do.
+  bool deterministic = false;
+};
+
+// "cpu", "cuda" or "cuda:N". Throws Error(kValue) for any other name, Error(kUnsupported) when the build lacks the
+// backend and Error(kRuntime) when there is no such device or it cannot be used.
+std::unique_ptr<Backend> make_backend(std::string_view device, const DeviceOptions& options);
+inline std::unique_ptr<Backend> make_backend(std::string_view device, const CpuOptions& cpu) {
+  return make_backend(device, DeviceOptions{.cpu = cpu, .deterministic = false});
+}
+
+// Throws as make_backend() does for a name that no device has in this build; looks for no device.
+void check_device_name(std::string_view device);
+
+// "cuda" where this build holds the CUDA backend and there is a device, else "cpu".
+std::string default_device();
+
+// What the engine's options are on a device where they are not given.
+struct DeviceDefaults {
+  int64_t page_size = 0, chunked_prefill_size = 0;
+  bool own_memory = false;            // not the host's: weights and KV pool may fill it
+  bool always_deterministic = false;  // see DeviceOptions
+};
+DeviceDefaults device_defaults(std::string_view device);
 
 // Whether this build holds the CUDA backend, and how many devices it sees (0 without a driver).
 bool has_cuda();

@@ -32,6 +32,23 @@ int64_t logits_rows(const Model& model, int64_t max_rows) {
 }
 
 // [ hidden | what forward() takes ] and [ hidden | gathered rows | logits ] share one allocation.
+// Rows of the largest recorded step. A rotation that depends on the sequence's length by host arithmetic cannot be
+// recorded.
+int64_t graph_rows(const Backend& backend, const Model& model, const RunnerOptions& options) {
+  const ModelConfig& config = model.config();
+  const bool dynamic =
+      config.rope.scaling == RopeScaling::kDynamic || config.rope_local.scaling == RopeScaling::kDynamic;
+  if (!backend.has_graphs() || dynamic) return 0;
+  return std::min({options.graph_rows_max, options.max_rows, options.max_tokens_per_step});
+}
+
+// Sizes steps are padded to: 1, 2, 4, 8, 16, 24 … 256, 288 … and the largest itself.
+int64_t bucket_of(int64_t rows, int64_t rows_max) {
+  int64_t bucket = 1;
+  while (bucket < rows) bucket += bucket < 8 ? bucket : bucket < 256 ? 8 : 32;
+  return std::min(bucket, rows_max);
+}
+
 size_t workspace_bytes(const Model& model, const RunnerOptions& options) {
   const ModelConfig& config = model.config();
   Workspace measure;
@@ -49,12 +66,22 @@ struct ModelRunner::Impl {
   Impl(std::unique_ptr<Backend> backend_in, std::unique_ptr<Model> model_in, const RunnerOptions& options)
       : backend(std::move(backend_in)),
         model(std::move(model_in)),
-        kv(*backend, pool_shape(*model, options.page_size, options.num_blocks)),
+        graph_rows_max(graph_rows(*backend, *model, options)),
+        dummy_block(options.num_blocks),
+        // Rows that only fill a recorded step up write to a block of their own.
+        kv(*backend, pool_shape(*model, options.page_size, options.num_blocks + (graph_rows_max > 0 ? 1 : 0))),
         workspace(*backend, workspace_bytes(*model, options)),
         max_tokens(options.max_tokens_per_step),
         chunk_rows(logits_rows(*model, options.max_rows)) {}
 
   ForwardContext context(const Batch& batch) { return {*backend, kv, workspace, batch}; }
+
+  // Whether a step is one that graphs are for.
+  bool has_graph(const Batch& batch) const {
+    return static_cast<int64_t>(batch.rows.size()) <= graph_rows_max && batch.tokens.size() == batch.rows.size();
+  }
+  // Runs the rows of `batch`, padded to the bucket, as a graph: hidden states and, where they fit, logits.
+  void forward_graph(const Batch& batch, int64_t bucket);
 
   // Calls visit(first, normed hidden [n, H]) for the tokens in chunks whose logits fit the workspace. The matrices
   // visit() takes from the workspace are given back after each chunk.
@@ -64,10 +91,14 @@ struct ModelRunner::Impl {
   // Order matters: the memory of all the others is the backend's.
   std::unique_ptr<Backend> backend;
   std::unique_ptr<Model> model;
+  int64_t graph_rows_max;
+  int32_t dummy_block;
   KvPool kv;
   Workspace workspace;
   int64_t max_tokens, chunk_rows;
-  Matrix hidden;  // of the step in flight
+  Matrix hidden;        // of the step in flight
+  Matrix graph_logits;  // of its rows, where its graph made them and nothing has overwritten them
+  Batch padded;         // what the graph's step runs on
   std::vector<int32_t> token_indices;
   StepResult result;
 };
@@ -75,6 +106,7 @@ struct ModelRunner::Impl {
 template <class Visit>
 void ModelRunner::Impl::for_each_chunk(ForwardContext& context, std::span<const int32_t> indices, Visit&& visit) {
   for (const int32_t index : indices) TM_CHECK(index >= 0 && index < hidden.rows);
+  graph_logits = {};
   const size_t mark = workspace.mark();
   for (size_t first = 0; first < indices.size(); first += static_cast<size_t>(chunk_rows)) {
     const size_t count = std::min(indices.size() - first, static_cast<size_t>(chunk_rows));
@@ -86,16 +118,74 @@ void ModelRunner::Impl::for_each_chunk(ForwardContext& context, std::span<const 
   }
 }
 
+void ModelRunner::Impl::forward_graph(const Batch& batch, int64_t bucket) {
+  const int64_t rows = static_cast<int64_t>(batch.rows.size());
+  padded.step = batch.step;
+  padded.tokens = batch.tokens;
+  padded.positions = batch.positions;
+  padded.rows = batch.rows;
+  padded.block_tables = batch.block_tables;
+  for (int64_t row = rows; row < bucket; ++row) {
+    padded.rows.push_back({.sequence_id = 0,
+                           .q_len = 1,
+                           .kv_len = 1,
+                           .token_begin = static_cast<int32_t>(row),
+                           .block_begin = static_cast<int32_t>(padded.block_tables.size()),
+                           .num_blocks = 1});
+    padded.block_tables.push_back(dummy_block);
+    padded.tokens.push_back(0);
+    padded.positions.push_back(0);
+  }
+  backend->plan(padded, kv.shape().page_size);
+  // The matrices are the same for every step of this bucket.
+  workspace.reset();
+  const ModelConfig& config = model->config();
+  const Matrix all = workspace.take(bucket, config.hidden_size);
+  const size_t mark = workspace.mark();
+  const bool with_logits = bucket <= chunk_rows;
+  Matrix normed, logits;
+  if (with_logits) {
+    normed = workspace.take(bucket, config.hidden_size);
+    logits = workspace.take(bucket, config.vocab_size);
+    workspace.rewind(mark);
+  }
+  backend->run_graph(static_cast<uint64_t>(bucket), [&] {
+    ForwardContext context = this->context(padded);
+    model->forward(context, all);
+    workspace.rewind(mark);
+    if (!with_logits) return;
+    model->final_norm(context, all, normed);
+    model->logits(context, normed, logits);
+  });
+  hidden = all.slice_rows(0, rows);
+  if (with_logits) graph_logits = logits.slice_rows(0, rows);
+}
+
 ModelRunner::ModelRunner(std::unique_ptr<Backend> backend, std::unique_ptr<Model> model, const RunnerOptions& options)
     : impl_(std::make_unique<Impl>(std::move(backend), std::move(model), options)) {}
 
 ModelRunner::~ModelRunner() = default;
+
+void ModelRunner::prepare_graphs(int64_t rows_max) {
+  Impl& impl = *impl_;
+  const Batch nothing;
+  for (int64_t rows = 1; rows <= std::min(rows_max, impl.graph_rows_max); ++rows) {
+    if (bucket_of(rows, impl.graph_rows_max) != rows) continue;
+    for (int run = 0; run < 2; ++run) impl.forward_graph(nothing, rows);
+  }
+}
 
 ModelRunner::InFlight ModelRunner::forward(const Batch& batch) {
   Impl& impl = *impl_;
   const int64_t tokens = static_cast<int64_t>(batch.tokens.size());
   TM_CHECK(tokens > 0 && tokens <= impl.max_tokens && batch.positions.size() == batch.tokens.size());
   impl.kv.copy_blocks(batch.copies);
+  impl.graph_logits = {};
+  impl.result = {.step = batch.step, .sampled = {}};
+  if (impl.has_graph(batch)) {
+    impl.forward_graph(batch, bucket_of(tokens, impl.graph_rows_max));
+    return {.step = batch.step, .batch = &batch};
+  }
   impl.backend->plan(batch, impl.kv.shape().page_size);
   impl.workspace.reset();
   impl.hidden = impl.workspace.take(tokens, impl.model->config().hidden_size);
@@ -103,7 +193,6 @@ ModelRunner::InFlight ModelRunner::forward(const Batch& batch) {
   ForwardContext context = impl.context(batch);
   impl.model->forward(context, impl.hidden);
   impl.workspace.rewind(mark);
-  impl.result = {.step = batch.step, .sampled = {}};
   return {.step = batch.step, .batch = &batch};
 }
 
@@ -111,6 +200,11 @@ void ModelRunner::sample(InFlight& step, std::span<const SamplingRow> rows) {
   Impl& impl = *impl_;
   TM_CHECK(impl.result.step == step.step);
   impl.result.sampled.assign(rows.size(), SampledToken{});
+  if (impl.graph_logits.rows == static_cast<int64_t>(rows.size()) && !rows.empty()) {
+    bool in_order = true;
+    for (size_t i = 0; i < rows.size(); ++i) in_order = in_order && rows[i].token_index == static_cast<int32_t>(i);
+    if (in_order) return impl.backend->sample(std::exchange(impl.graph_logits, {}), rows, impl.result.sampled);
+  }
   impl.token_indices.clear();
   for (const SamplingRow& row : rows) impl.token_indices.push_back(row.token_index);
   ForwardContext context = impl.context(*step.batch);

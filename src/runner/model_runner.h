@@ -20,6 +20,8 @@ struct RunnerOptions {
   int32_t num_blocks = 0;
   int64_t max_tokens_per_step = 0;  // sizes the workspace: chunk + riding decodes
   int64_t max_rows = 0;             // max_running_requests
+  // Steps of up to this many rows of one token each run as recorded graphs where the backend has them; 0: none.
+  int64_t graph_rows_max = 0;
 };
 
 class ModelRunner {
@@ -32,6 +34,9 @@ class ModelRunner {
   // Reserves all memory. Throws Error(kRuntime) "Not enough memory. …".
   ModelRunner(std::unique_ptr<Backend> backend, std::unique_ptr<Model> model, const RunnerOptions& options);
   ~ModelRunner();
+
+  // Records the graphs of steps of up to this many rows now, so that the first requests need not wait for it.
+  void prepare_graphs(int64_t rows_max);
 
   InFlight forward(const Batch& batch);
   void sample(InFlight& step, std::span<const SamplingRow> rows);

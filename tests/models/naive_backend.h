@@ -17,6 +17,7 @@ class NaiveBackend final : public Backend {
   std::string name() const override { return "naive"; }
   std::string description() const override { return "naive fp32 loops"; }
   int num_threads() const override { return 1; }
+  int64_t available_memory() const override { return 0; }
   std::byte* allocate(size_t bytes) override;
   void free(std::byte* memory) override;
   void copy_to_host(void* target, const void* source, size_t bytes) override;

@@ -218,6 +218,7 @@ std::shared_ptr<EngineCore> make_shadow_core(ShadowEngineOptions options) {
   options.args.model_path = "shadow";
   options.args.skip_tokenizer_init = !options.tokenizer;
   if (!options.args.random_seed) options.args.random_seed = 7;
+  options.args.device = "cpu";
   if (!options.args.max_total_tokens) options.args.max_total_tokens = 1 << 16;
   EngineParts parts;
   parts.backend = make_cpu_backend({.num_threads = 1, .isa = ""});

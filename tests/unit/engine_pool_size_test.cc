@@ -1,4 +1,4 @@
-// The CPU's rules for the size of the KV pool.
+// The rules for the size of the KV pool.
 #include "engine/pool_size.h"
 
 #include <gtest/gtest.h>
@@ -15,6 +15,7 @@ constexpr int64_t kMiB = 1 << 20, kGiB = 1 << 30;
 ServerArgs args_with(const std::function<void(ServerArgs&)>& change = [](ServerArgs&) {}) {
   ServerArgs args;
   args.model_path = "model";
+  args.device = "cpu";
   change(args);
   return resolve_server_args(args);
 }
@@ -38,6 +39,29 @@ TEST(PoolSize, MemFractionStaticBoundsWeightsAndPool) {
   EXPECT_EQ(choose_num_blocks(args_with([](ServerArgs& a) { a.mem_fraction_static = 0.5625; }), facts), 128);
   EXPECT_LOAD_ERROR((void)choose_num_blocks(args_with([](ServerArgs& a) { a.mem_fraction_static = 0.4; }), facts),
                     ErrorKind::kRuntime, "Not enough memory. Please try to increase mem_fraction_static or reduce");
+}
+
+// Contract section 6: available x mem_fraction_static - weights, whatever the host's rules are.
+TEST(PoolSize, MemoryOfTheDevicesOwn) {
+  PoolFacts facts{.context_length = 131072,
+                  .block_bytes = 16 * 131072,  // Llama-3.1-8B in bf16, 16 tokens
+                  .available_bytes = static_cast<int64_t>(63.50 * kGiB),
+                  .available_before_load = static_cast<int64_t>(78.59 * kGiB),
+                  .weight_bytes = static_cast<int64_t>(15.09 * kGiB),
+                  .own_memory = true};
+  const auto args = args_with([](ServerArgs& a) { a.page_size = 16; });
+  EXPECT_EQ(choose_num_blocks(args, facts), static_cast<int64_t>((78.59 * 0.88 - 15.09) * kGiB) / (16 * 131072));
+  facts.available_bytes = 0, facts.available_before_load = 0;
+  facts.block_bytes = 1;
+  EXPECT_GT(choose_num_blocks(args, facts), 1 << 24);
+}
+
+TEST(PoolSize, RunningRequestsByThePool) {
+  EXPECT_EQ(choose_running_requests(442913, 131072), 2049);
+  EXPECT_EQ(choose_running_requests(100'000'000, 8192), 4097);
+  EXPECT_EQ(choose_running_requests(1'000'000, 163840), 3126);
+  EXPECT_EQ(choose_running_requests(100, 8192), 50);
+  EXPECT_EQ(choose_running_requests(1, 8192), 1);
 }
 
 TEST(PoolSize, MaxTotalTokens) {

@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "engine/resolve_args.h"
+#include "ops/backend_registry.h"
 #include "tokenmill/error.h"
 #include "tokenmill/server_args.h"
 #include "util/expect_error.h"
@@ -215,7 +216,14 @@ TEST(ServerArgs, Rules) {
   rejects([](ServerArgs& a) { a.dtype = "int8"; }, "dtype must be one of 'auto', 'half'");
   rejects([](ServerArgs& a) { a.log_level = "loud"; }, "log_level must be one of");
   rejects([](ServerArgs& a) { a.stream_interval = 0; }, "stream_interval must be at least 1, got 0.");
-  rejects([](ServerArgs& a) { a.device = "cuda"; }, "device='cuda' is not built yet", ErrorKind::kUnsupported);
+  for (const char* device : {"gpu", "cuda:", "cuda:x", "cuda:-1", "CUDA"}) {
+    rejects([&](ServerArgs& a) { a.device = device; }, "device must be 'cpu', 'cuda' or 'cuda:N', got '");
+  }
+  if (!has_cuda()) {
+    rejects([](ServerArgs& a) { a.device = "cuda:1"; }, "device='cuda:1' needs a build with CUDA",
+            ErrorKind::kUnsupported);
+  }
+  rejects([](ServerArgs& a) { a.cuda_graph_max_bs = 0; }, "cuda_graph_max_bs must be in [1, 4096], got 0.");
   rejects([](ServerArgs& a) { a.dtype = "float16"; }, "dtype='float16' is not built yet", ErrorKind::kUnsupported);
   rejects([](ServerArgs& a) { a.tp_size = 2; }, "tp_size=2 is not built yet", ErrorKind::kUnsupported);
   rejects([](ServerArgs& a) { a.quantization = "fp8"; }, "quantization='fp8' is not built yet",
@@ -225,6 +233,7 @@ TEST(ServerArgs, Rules) {
 TEST(ServerArgs, ResolvedAndPrinted) {
   ServerArgs args = valid_args();
   args.api_key = "secret";
+  args.device = "cpu";
   args = resolve_server_args(args);
   EXPECT_EQ(args.page_size, 32);
   EXPECT_EQ(args.chunked_prefill_size, 512);

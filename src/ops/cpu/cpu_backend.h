@@ -8,6 +8,7 @@
 #include <unordered_map>
 #include <vector>
 
+#include "base/machine.h"
 #include "base/thread_pool.h"
 #include "ops/backend.h"
 #include "ops/cpu/cpu_features.h"
@@ -36,6 +37,7 @@ class CpuBackend final : public Backend {
   std::string name() const override { return "cpu"; }
   std::string description() const override;  // cpu_backend.cc
   int num_threads() const override { return pool_.num_threads(); }
+  int64_t available_memory() const override { return tokenmill::available_memory(); }
   std::byte* allocate(size_t bytes) override;  // memory.cc
   void free(std::byte* memory) override;
   void copy_to_host(void* target, const void* source, size_t bytes) override;

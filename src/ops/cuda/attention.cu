@@ -102,12 +102,14 @@ __global__ void __launch_bounds__(kThreads) attend_kernel(const AttendArgs args)
   let_next_start();
   wait_for_previous();
   const CudaAttentionItem item = args.items[blockIdx.x];
+  if (item.num_splits == 0) return;
   const PlanRow row = args.rows[item.row];
   const int count = min(kRows, row.q_len * args.group - item.first);
   const int past = row.kv_len - row.q_len;
   const int first_position = past + item.first / args.group;
   const int end = past + (item.first + count - 1) / args.group + 1;
-  const int begin = args.window > 0 ? max(0, first_position - args.window + 1) : 0;
+  // A whole tile's, so that a row meets the same tiles whichever rows it shares its block with.
+  const int begin = args.window > 0 ? max(0, first_position - args.window + 1) / kTile * kTile : 0;
   const int span = ((end - begin + item.num_splits - 1) / item.num_splits + kTile - 1) / kTile * kTile;
   const int keys_begin = begin + item.split * span, keys_end = min(end, keys_begin + span);
 

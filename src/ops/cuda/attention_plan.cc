@@ -12,6 +12,13 @@ constexpr int32_t kSmallRows = 8, kLargeRows = 32;  // query rows a block takes;
 constexpr int64_t kSplitKeysMin = 64;
 constexpr int64_t kSplitsMax = 64;
 
+// 8, 12, 16, 24, 32, 48 …
+size_t schedule_size(size_t items) {
+  size_t size = 8;
+  while (size < items) size = std::has_single_bit(size) ? size / 2 * 3 : size / 3 * 4;
+  return size;
+}
+
 }  // namespace
 
 void CudaBackend::StepPlan::fill(CudaAttentionSchedule& schedule, int num_sms) const {
@@ -35,13 +42,24 @@ void CudaBackend::StepPlan::fill(CudaAttentionSchedule& schedule, int num_sms) c
     for (int64_t first = last_first; first >= 0; first -= schedule.rows_per_block) {
       const int64_t last = std::min(total, first + schedule.rows_per_block) - 1;
       const int64_t keys = row.kv_len - row.q_len + last / schedule.group + 1;
-      const int64_t splits = std::clamp<int64_t>((keys + keys_per_block - 1) / keys_per_block, 1, kSplitsMax);
+      const int64_t splits =
+          one_split ? 1 : std::clamp<int64_t>((keys + keys_per_block - 1) / keys_per_block, 1, kSplitsMax);
       CudaAttentionItem item{static_cast<int32_t>(r),      static_cast<int32_t>(first), 0,
                              static_cast<int32_t>(splits), schedule.num_units++,        schedule.num_partials};
       for (; item.split < splits; ++item.split) schedule.items.push_back(item);
       if (splits > 1) schedule.num_partials += static_cast<int32_t>(splits);
     }
   }
+  if (!decode_only) return;
+  const size_t size = schedule_size(schedule.items.size());
+  schedule.items.resize(size, CudaAttentionItem{});
+  schedule.num_units = schedule.num_partials = static_cast<int32_t>(size);
+}
+
+uint64_t CudaBackend::StepPlan::shape() const {
+  uint64_t shape = 0;
+  for (const CudaAttentionSchedule& schedule : schedules) shape = shape * 65537 + schedule.items.size();
+  return shape;
 }
 
 const CudaAttentionSchedule& CudaBackend::StepPlan::schedule(int32_t group, int32_t kv_heads, int num_sms,
@@ -72,6 +90,9 @@ void CudaBackend::plan(const Batch& batch, int32_t page_size) {
   StepPlan& plan = *plan_;
   plan.num_tokens = static_cast<int32_t>(batch.tokens.size());
   plan.page_shift = std::countr_zero(static_cast<uint32_t>(page_size));
+  plan.decode_only = batch.tokens.size() == batch.rows.size();
+  plan.batch_tokens = batch.tokens.data();
+  plan.batch_positions = batch.positions.data();
   plan.tokens = batch.tokens;
   plan.positions = batch.positions;
   plan.sampled.clear();
@@ -99,13 +120,14 @@ void CudaBackend::plan(const Batch& batch, int32_t page_size) {
   const size_t positions = upload.add(std::span<const int32_t>(plan.positions));
   const size_t sampled = upload.add(std::span<const int32_t>(plan.sampled));
   const size_t slots = upload.add(std::span<const int32_t>(plan.slots));
-  const size_t tables = upload.add(std::span<const int32_t>(batch.block_tables));
   const size_t rows = upload.add(std::span<const PlanRow>(plan.rows));
   std::vector<size_t> items;
   for (CudaAttentionSchedule& schedule : plan.schedules) {
     plan.fill(schedule, num_sms_);
     items.push_back(upload.add(std::span<const CudaAttentionItem>(schedule.items)));
   }
+  // Last: all the others have their place whatever the lengths of the sequences.
+  const size_t tables = upload.add(std::span<const int32_t>(batch.block_tables));
   upload.send(stream());
   plan.device_tokens = upload.at<int32_t>(tokens);
   plan.device_positions = upload.at<int32_t>(positions);

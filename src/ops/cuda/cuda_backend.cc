@@ -1,7 +1,9 @@
 #include "ops/cuda/cuda_backend.h"
 
 #include <cstdio>
+#include <string>
 
+#include "base/check.h"
 #include "ops/cuda/step_plan.h"
 #include "tokenmill/error.h"
 
@@ -14,10 +16,38 @@ int cuda_device_count() {
   return 0;
 }
 
-CudaBackend::CudaBackend(const CudaOptions& options) : device_(options.device), gemv_rows_max_(options.gemv_rows_max) {
-  const int count = cuda_device_count();
-  if (count == 0)
-    throw Error(ErrorKind::kRuntime, "No CUDA device: no card, or no NVIDIA driver for CUDA 12 or later.");
+namespace {
+
+// Throws with what is missing: the driver, a newer driver, or a card.
+int require_devices() {
+  int count = 0;
+  const cudaError_t status = cudaGetDeviceCount(&count);
+  if (status == cudaSuccess && count > 0) return count;
+  cudaGetLastError();
+  std::string reason = std::string(cudaGetErrorString(status)) + " (" + cudaGetErrorName(status) + ")";
+  if (status == cudaErrorInsufficientDriver) {
+    int driver = 0;
+    cudaDriverGetVersion(&driver);
+    const std::string needed = std::to_string(CUDART_VERSION / 1000) + "." + std::to_string(CUDART_VERSION % 1000 / 10);
+    reason = driver == 0 ? "there is no NVIDIA driver (libcuda.so.1)"
+                         : "the NVIDIA driver is for CUDA " + std::to_string(driver / 1000) + "." +
+                               std::to_string(driver % 1000 / 10) + ", and this build needs one for " + needed;
+  } else if (status == cudaErrorNoDevice || status == cudaSuccess) {
+    reason = "the driver sees no card (CUDA_VISIBLE_DEVICES may hide it)";
+  }
+  throw Error(ErrorKind::kRuntime, "No CUDA device: " + reason + ". Use device='cpu' to run on the CPU.");
+}
+
+constexpr int kOldestMajor = 8;  // sm_80: bf16
+
+}  // namespace
+
+CudaBackend::CudaBackend(const CudaOptions& options)
+    : device_(options.device),
+      // Deterministic inference has one kind of product for all numbers of rows.
+      gemv_rows_max_(options.deterministic ? 0 : options.gemv_rows_max),
+      deterministic_(options.deterministic) {
+  const int count = require_devices();
   if (device_ < 0 || device_ >= count) {
     throw Error(ErrorKind::kRuntime, "There is no CUDA device " + std::to_string(device_) + ": this machine has " +
                                          std::to_string(count) + ".");
@@ -25,9 +55,15 @@ CudaBackend::CudaBackend(const CudaOptions& options) : device_(options.device), 
   if (gemv_rows_max_ < 0 || gemv_rows_max_ > 8) {
     throw Error(ErrorKind::kValue, "gemv_rows_max must be in [0, 8], got " + std::to_string(gemv_rows_max_) + ".");
   }
-  use_device();
   cudaDeviceProp properties{};
   TM_CUDA(cudaGetDeviceProperties(&properties, device_));
+  if (properties.major < kOldestMajor) {
+    throw Error(ErrorKind::kRuntime, "CUDA device " + std::to_string(device_) + " (" + properties.name +
+                                         ") has compute capability " + std::to_string(properties.major) + "." +
+                                         std::to_string(properties.minor) +
+                                         "; 8.0 or later is needed. Use device='cpu' or another card ('cuda:N').");
+  }
+  use_device();
   num_sms_ = properties.multiProcessorCount;
   early_launch_ = properties.major >= 9;
   char text[512];
@@ -37,6 +73,7 @@ CudaBackend::CudaBackend(const CudaOptions& options) : device_(options.device), 
   stream_ = std::make_unique<CudaStream>();
   cublas_ = std::make_unique<CublasHandle>(stream_->get());
   plan_ = std::make_unique<StepPlan>();
+  plan_->one_split = deterministic_;
 }
 
 CudaBackend::~CudaBackend() {
@@ -46,6 +83,12 @@ CudaBackend::~CudaBackend() {
 }
 
 std::string CudaBackend::description() const { return card_; }
+
+void CudaBackend::run_graph(uint64_t key, const std::function<void()>& work) {
+  use_device();
+  TM_CHECK(plan_->decode_only);
+  graphs_.run({key, plan_->shape()}, stream(), work);
+}
 
 std::unique_ptr<Backend> make_cuda_backend(const CudaOptions& options) {
   return std::make_unique<CudaBackend>(options);

@@ -12,6 +12,7 @@
 #include "ops/backend.h"
 #include "ops/cuda/cuda_common.h"
 #include "ops/cuda/cuda_options.h"
+#include "ops/cuda/step_graphs.h"
 
 namespace tokenmill {
 
@@ -32,7 +33,11 @@ class CudaBackend final : public Backend {
   std::string name() const override { return "cuda"; }
   std::string description() const override;  // cuda_backend.cc
   int num_threads() const override { return 1; }
-  std::byte* allocate(size_t bytes) override;  // memory.cu
+  bool keeps_quantized() const override { return false; }
+  bool has_graphs() const override { return true; }
+  void run_graph(uint64_t key, const std::function<void()>& work) override;  // cuda_backend.cc
+  int64_t available_memory() const override;                                 // memory.cu
+  std::byte* allocate(size_t bytes) override;
   void free(std::byte* memory) override;
   void copy_to_host(void* target, const void* source, size_t bytes) override;
   void copy_from_host(void* target, const void* source, size_t bytes) override;
@@ -57,20 +62,26 @@ class CudaBackend final : public Backend {
 
   int device() const { return device_; }
   cudaStream_t stream() const { return stream_->get(); }
+  bool deterministic() const { return deterministic_; }
   void use_device() const { TM_CUDA(cudaSetDevice(device_)); }
 
  private:
   struct StepPlan;  // step_plan.h
 
-  // The values on the device: a part of the step's upload where they are the same, else a copy of their own.
+  // The values on the device: a part of the step's upload where they are the same, else a copy of their own. In a
+  // record only spans of the planned batch itself will do.
   const int32_t* device_ids(std::span<const int32_t> ids, DeviceScratch& scratch);
   const float* device_inv_freq(std::span<const float> inv_freq);
   // x, normed if asked, in the weight's type and stride: [rows, stride].
   void prepare_input(Matrix x, const Norm* norm, const CudaWeight& weight, void* out);  // norm.cu
   void gemm(const CudaWeight& weight, const void* x, int64_t rows, bool add, Matrix out);
+  // The same for deterministic inference.
+  void invariant_product(const CudaWeight& weight, const void* x, int64_t rows, bool add,
+                         Matrix out);  // linear_invariant.cu
 
   int device_;
   int gemv_rows_max_;
+  bool deterministic_;
   int num_sms_ = 0;
   bool early_launch_ = false;  // launch.cuh
   std::string card_;
@@ -79,6 +90,7 @@ class CudaBackend final : public Backend {
   std::mutex allocations_mutex_;
   std::unordered_map<std::byte*, DeviceMemory> allocations_;
   std::unique_ptr<StepPlan> plan_;
+  StepGraphs graphs_;
   struct Frequencies {
     std::vector<float> values;
     DeviceMemory memory;

@@ -4,6 +4,7 @@
 #include <cublas_v2.h>
 #include <cuda_runtime_api.h>
 
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <span>
@@ -13,7 +14,7 @@
 
 namespace tokenmill {
 
-// Throw Error(kRuntime) naming the call.
+// Throw DeviceError naming the call.
 void check_cuda(cudaError_t status, const char* call);
 void check_cublas(cublasStatus_t status, const char* call);
 #define TM_CUDA(call) ::tokenmill::check_cuda((call), #call)
@@ -50,8 +51,11 @@ class DeviceScratch {
   T* get(size_t count, cudaStream_t stream) {
     return reinterpret_cast<T*>(get_bytes(count * sizeof(T), stream));
   }
+  // How often any of this process's scratch buffers has moved: what holds an address must look.
+  static uint64_t moves() { return moves_.load(std::memory_order_relaxed); }
 
  private:
+  static inline std::atomic<uint64_t> moves_{0};
   std::byte* get_bytes(size_t bytes, cudaStream_t stream);
   DeviceMemory memory_;
   bool zeroed_;

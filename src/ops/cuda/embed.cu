@@ -21,6 +21,12 @@ __global__ void embed_kernel(const int32_t* ids, const T* table, int64_t table_s
 const int32_t* CudaBackend::device_ids(std::span<const int32_t> ids, DeviceScratch& scratch) {
   const auto same = [&](const std::vector<int32_t>& sent) { return std::ranges::equal(sent, ids); };
   const StepPlan& plan = *plan_;
+  if (graphs_.recording()) {
+    // Equal values by chance would be a trap: the record is launched with others.
+    if (ids.data() == plan.batch_tokens && ids.size() == plan.tokens.size()) return plan.device_tokens;
+    if (ids.data() == plan.batch_positions && ids.size() == plan.positions.size()) return plan.device_positions;
+    throw NotRecordable("ids that are not the planned batch's");
+  }
   if (plan.device_tokens != nullptr) {
     if (same(plan.tokens)) return plan.device_tokens;
     if (same(plan.positions)) return plan.device_positions;

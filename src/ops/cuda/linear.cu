@@ -185,6 +185,7 @@ dim3 cell_grid(int64_t rows, int64_t cols) {
 
 // Row-major out [rows, n] is column-major [n, rows]: out^T = W x^T. Without the bias.
 void CudaBackend::gemm(const CudaWeight& weight, const void* x, int64_t rows, bool add, Matrix out) {
+  if (deterministic_) return invariant_product(weight, x, rows, add, out);
   const float alpha = 1, beta = add ? 1.0f : 0.0f;
   const cudaDataType_t type = weight.is_float ? CUDA_R_32F : CUDA_R_16BF;
   const cublasComputeType_t compute = weight.is_float ? CUBLAS_COMPUTE_32F_PEDANTIC : CUBLAS_COMPUTE_32F;

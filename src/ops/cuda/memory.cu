@@ -4,6 +4,7 @@
 #include <cstring>
 
 #include "base/check.h"
+#include "ops/cuda/cublas_library.h"
 #include "ops/cuda/cuda_backend.h"
 #include "tokenmill/error.h"
 
@@ -12,13 +13,13 @@ namespace tokenmill {
 void check_cuda(cudaError_t status, const char* call) {
   if (status == cudaSuccess) return;
   cudaGetLastError();
-  throw Error(ErrorKind::kRuntime, std::string("CUDA: ") + cudaGetErrorString(status) + " (" +
-                                       cudaGetErrorName(status) + ") at " + call + ".");
+  throw DeviceError(std::string("CUDA: ") + cudaGetErrorString(status) + " (" + cudaGetErrorName(status) + ") at " +
+                    call + ".");
 }
 
 void check_cublas(cublasStatus_t status, const char* call) {
   if (status == CUBLAS_STATUS_SUCCESS) return;
-  throw Error(ErrorKind::kRuntime, std::string("cuBLAS: ") + cublasGetStatusString(status) + " at " + call + ".");
+  throw DeviceError(std::string("cuBLAS: ") + cublasGetStatusString(status) + " at " + call + ".");
 }
 
 DeviceMemory::DeviceMemory(size_t bytes) : bytes_(bytes) {
@@ -46,7 +47,8 @@ std::byte* DeviceScratch::get_bytes(size_t bytes, cudaStream_t stream) {
   if (memory_.data() != nullptr && bytes <= memory_.bytes()) return memory_.data();
   const size_t wanted = std::max({bytes, memory_.bytes() + memory_.bytes() / 2, size_t{256}});
   TM_CUDA(cudaStreamSynchronize(stream));  // running kernels may use the old memory
-  memory_ = DeviceMemory();                // before the new one is taken: both may not fit
+  moves_.fetch_add(1, std::memory_order_relaxed);
+  memory_ = DeviceMemory();  // before the new one is taken: both may not fit
   memory_ = DeviceMemory(wanted);
   if (zeroed_) TM_CUDA(cudaMemsetAsync(memory_.data(), 0, wanted, stream));
   return memory_.data();
@@ -85,7 +87,9 @@ void PackedUpload::send(cudaStream_t stream) {
   TM_CUDA(cudaEventRecord(slot.copied.get(), stream));
 }
 
-CublasHandle::CublasHandle(cudaStream_t stream) : workspace_(size_t{32} << 20) {
+CublasHandle::CublasHandle(cudaStream_t stream) {
+  require_cublas();
+  workspace_ = DeviceMemory(size_t{32} << 20);
   TM_CUBLAS(cublasCreate(&handle_));
   TM_CUBLAS(cublasSetStream(handle_, stream));
   TM_CUBLAS(cublasSetWorkspace(handle_, workspace_.data(), workspace_.bytes()));
@@ -108,10 +112,11 @@ std::byte* CudaBackend::allocate(size_t bytes) {
   return data;
 }
 
+// Called by destructors, on a broken device too: its errors have nobody to go to.
 void CudaBackend::free(std::byte* memory) {
   if (memory == nullptr) return;
-  use_device();
-  TM_CUDA(cudaStreamSynchronize(stream()));
+  cudaSetDevice(device_);
+  cudaStreamSynchronize(stream());
   const std::lock_guard lock(allocations_mutex_);
   TM_CHECK(allocations_.erase(memory) == 1);
 }
@@ -126,6 +131,13 @@ void CudaBackend::copy_from_host(void* target, const void* source, size_t bytes)
   use_device();
   TM_CUDA(cudaMemcpyAsync(target, source, bytes, cudaMemcpyHostToDevice, stream()));
   TM_CUDA(cudaStreamSynchronize(stream()));
+}
+
+int64_t CudaBackend::available_memory() const {
+  use_device();
+  size_t free = 0, total = 0;
+  TM_CUDA(cudaMemGetInfo(&free, &total));
+  return static_cast<int64_t>(free);
 }
 
 void CudaBackend::release_pages(std::byte*, size_t) {}  // device memory has no pages to give back singly

@@ -93,6 +93,7 @@ const float* CudaBackend::device_inv_freq(std::span<const float> inv_freq) {
   for (const Frequencies& known : frequencies_) {
     if (std::ranges::equal(known.values, inv_freq)) return reinterpret_cast<const float*>(known.memory.data());
   }
+  if (graphs_.recording()) throw NotRecordable("frequencies that are new");
   if (frequencies_.size() < kFrequenciesKept) frequencies_.emplace_back();
   Frequencies& entry = frequencies_[next_frequencies_++ % kFrequenciesKept];
   entry.values.clear();

@@ -15,10 +15,10 @@ struct PlanRow {
 // A unit is a run of up to rows_per_block query rows (query x head of the group) of one sequence; an item is one split
 // of its keys. Every item is one block a KV head.
 struct CudaAttentionItem {
-  int32_t row, first;  // first query row: query * group + head in group
-  int32_t split, num_splits;
-  int32_t unit;     // which counter
-  int32_t partial;  // which partial result is split 0's; unused if there is one split
+  int32_t row, first;         // first query row: query * group + head in group
+  int32_t split, num_splits;  // no splits: nothing to do, there to fill a record's grid
+  int32_t unit;               // which counter
+  int32_t partial;            // which partial result is split 0's; unused if there is one split
 };
 
 struct CudaAttentionSchedule {
@@ -31,8 +31,11 @@ struct CudaAttentionSchedule {
 struct CudaBackend::StepPlan {
   std::vector<PlanRow> rows;
   int32_t num_tokens = 0, page_shift = 0;
-  std::vector<int32_t> tokens, positions, sampled;  // as they were sent, to know them again
-  std::vector<int32_t> slots;                       // [num_tokens] block * page_size + row inside the block
+  std::vector<int32_t> tokens, positions, sampled;                    // as they were sent, to know them again
+  const int32_t *batch_tokens = nullptr, *batch_positions = nullptr;  // the batch's own arrays, for the same end
+  bool decode_only = false;                                           // every row has one token
+  bool one_split = false;      // for deterministic inference: where keys are split depends on the whole step
+  std::vector<int32_t> slots;  // [num_tokens] block * page_size + row inside the block
 
   PackedUpload upload;
   const int32_t *device_tokens = nullptr, *device_positions = nullptr, *device_sampled = nullptr;
@@ -44,6 +47,9 @@ struct CudaBackend::StepPlan {
   PackedUpload late_upload;
 
   void fill(CudaAttentionSchedule& schedule, int num_sms) const;
+  // Steps of one token a row have schedules of a few sizes only, filled with items that do nothing, so that records of
+  // them fit many steps. What tells these sizes apart:
+  uint64_t shape() const;
   const CudaAttentionSchedule& schedule(int32_t group, int32_t kv_heads, int num_sms, cudaStream_t stream);
 };
 

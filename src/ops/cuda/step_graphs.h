@@ -1,0 +1,49 @@
+// Recorded steps, by key: run as they are the first time, recorded the second, launched as one from then on.
+//
+// A record holds addresses, so it is made anew after a scratch buffer has moved. What cannot be recorded is run as it
+// is for good, and said once.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <map>
+#include <memory>
+#include <stdexcept>
+#include <tuple>
+
+#include "ops/cuda/cuda_common.h"
+
+namespace tokenmill {
+
+// Thrown by an operation that cannot be part of a record (it would copy from memory that is gone by its next launch).
+class NotRecordable : public std::runtime_error {
+ public:
+  using std::runtime_error::runtime_error;
+};
+
+class StepGraphs {
+ public:
+  // The caller's key, and what of the plan decides the shape of launches.
+  using Key = std::pair<uint64_t, uint64_t>;
+
+  void run(Key key, cudaStream_t stream, const std::function<void()>& work);
+  bool recording() const { return recording_; }
+
+ private:
+  struct ExecDeleter {
+    void operator()(cudaGraphExec_t exec) const { cudaGraphExecDestroy(exec); }
+  };
+  struct Entry {
+    std::unique_ptr<CUgraphExec_st, ExecDeleter> exec;
+    uint64_t moves = 0;  // DeviceScratch::moves() as of the last run
+    bool warm = false;   // ran once with scratch of this size
+    int failures = 0;
+  };
+  // Null where it could not be recorded; nothing has been run then.
+  std::unique_ptr<CUgraphExec_st, ExecDeleter> record(cudaStream_t stream, const std::function<void()>& work);
+
+  std::map<Key, Entry> entries_;
+  bool recording_ = false;
+};
+
+}  // namespace tokenmill

@@ -5,7 +5,7 @@ JOBS ?= $(shell nproc)
 NINJA := ninja -C $(BUILD) -j $(JOBS)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup configure build python wheel demo test bench format format-check check docs nightly clean
+.PHONY: help setup configure build cuda cuda-test python wheel demo test bench format format-check check docs nightly clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -21,6 +21,15 @@ configure: setup $(BUILD)/build.ninja
 
 build: configure  ## build build/bin/tokenmill and the example
 	@$(NINJA) tokenmill_cli offline_batch >&2
+
+# CUDA_ARCHITECTURES=90a-real builds for one kind of card only, in a fraction of the time.
+cuda: setup  ## build build-cuda/bin/tokenmill with the CUDA backend; fetches the CUDA compiler where there is none
+	@cmake --preset cuda $(if $(CUDA_ARCHITECTURES),"-DCMAKE_CUDA_ARCHITECTURES=$(CUDA_ARCHITECTURES)") >&2
+	@ninja -C $(BUILD)-cuda -j $(JOBS) tokenmill_cli offline_batch >&2
+
+cuda-test: cuda  ## build and run every test of the CUDA build; "not run" without a card
+	@ninja -C $(BUILD)-cuda -j $(JOBS)
+	@ctest --test-dir $(BUILD)-cuda --output-on-failure -R 'cuda|tiny_golden'
 
 demo: build  ## fetch the demo model and run four prompts in four modes
 	@model=$$(tools/fetch_demo_model.py) && $(BUILD)/bin/offline_batch "$$model"
@@ -69,4 +78,4 @@ nightly: configure  ## long fuzzing under ASan+UBSan, long simulation, the bench
 	@$(MAKE) --no-print-directory bench
 
 clean:  ## remove what was built
-	rm -rf $(BUILD) $(BUILD)-asan $(BUILD)-tsan $(BUILD)-debug
+	rm -rf $(BUILD) $(BUILD)-asan $(BUILD)-tsan $(BUILD)-debug $(BUILD)-cuda

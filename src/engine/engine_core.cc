@@ -63,10 +63,6 @@ int64_t tokens_per_step(const ServerArgs& args, int64_t max_total_num_tokens) {
 // met.
 constexpr int64_t kGraphRowsDefault = 256, kGraphRowsAtStart = 8;
 
-int64_t graph_rows_max(const ServerArgs& args) {
-  return args.disable_cuda_graph ? 0 : args.cuda_graph_max_bs.value_or(kGraphRowsDefault);
-}
-
 SchedulerOptions scheduler_options(const ServerArgs& args, int32_t num_blocks,
                                    const std::shared_ptr<const Tokenizer>& tokenizer, const Logger& logger) {
   SchedulerOptions options;
@@ -153,7 +149,8 @@ EngineCore::EngineCore(ServerArgs args, EngineParts parts)
                                                   .num_blocks = num_blocks,
                                                   .max_tokens_per_step = tokens_per_step(args_, max_total_num_tokens_),
                                                   .max_rows = *args_.max_running_requests,
-                                                  .graph_rows_max = graph_rows_max(args_)});
+                                                  .graph_rows_max = args_.cuda_graph_max_bs.value_or(kGraphRowsDefault),
+                                                  .use_graphs = !args_.disable_cuda_graph});
   SchedulerOptions options = scheduler_options(args_, num_blocks, tokenizer_, logger_);
   options.on_first_admission = [this](uint64_t id, double queued_seconds, int64_t cached_tokens) {
     on_first_admission(id, queued_seconds, cached_tokens);
@@ -162,7 +159,7 @@ EngineCore::EngineCore(ServerArgs args, EngineParts parts)
   if (args_.trace_path) trace_ = std::make_unique<TraceWriter>(*args_.trace_path);
   scheduler_stats_ = scheduler_->stats();
   logger_.info("Memory pool end. avail mem=" + gib_text(runner_->backend().available_memory()) + " GB");
-  if (runner_->backend().has_graphs() && graph_rows_max(args_) > 0) {
+  if (runner_->backend().has_graphs() && !args_.disable_cuda_graph) {
     logger_.info("Capture cuda graph begin. This can take up to several minutes.");
     runner_->prepare_graphs(kGraphRowsAtStart);
   }

@@ -105,9 +105,8 @@ EngineParts load_parts(const ServerArgs& args, const Logger& logger, LoadTimings
   EngineParts parts;
   auto start = Clock::now();
   if (args.chat_template) parts.chat_template = read_chat_template(*args.chat_template);
-  parts.backend =
-      make_backend(*args.device, {.cpu = {.num_threads = static_cast<int>(args.num_threads.value_or(0)), .isa = ""},
-                                  .deterministic = args.enable_deterministic_inference.value_or(false)});
+  parts.backend = make_backend(*args.device, {.num_threads = static_cast<int>(args.num_threads.value_or(0)), .isa = ""},
+                               args.enable_deterministic_inference.value_or(false));
   const CheckpointOptions options{.load_format = args.load_format,
                                   .model_override_json = args.json_model_override_args,
                                   .revision = args.revision.value_or(""),

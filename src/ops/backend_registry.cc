@@ -43,13 +43,14 @@ void check_device_name(std::string_view device) {
                                            "runs on the CPU only (device='cpu').");
 }
 
-std::unique_ptr<Backend> make_backend(std::string_view device, const DeviceOptions& options) {
+std::unique_ptr<Backend> make_backend(std::string_view device, const CpuOptions& cpu, bool deterministic) {
   check_device_name(device);
   const int index = device_index(device);
-  if (index == kCpu) return make_cpu_backend(options.cpu);
+  if (index == kCpu) return make_cpu_backend(cpu);
 #ifdef TOKENMILL_CUDA
-  return make_cuda_backend({.device = index, .deterministic = options.deterministic});
+  return make_cuda_backend({.device = index, .deterministic = deterministic});
 #else
+  (void)deterministic;
   return nullptr;  // check_device_name() has thrown
 #endif
 }

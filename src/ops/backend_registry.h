@@ -9,18 +9,10 @@
 
 namespace tokenmill {
 
-struct DeviceOptions {
-  CpuOptions cpu;
-  // A row's bits never depend on the step's other rows; the CPU's never do.
-  bool deterministic = false;
-};
-
-// "cpu", "cuda" or "cuda:N". Throws Error(kValue) for any other name, Error(kUnsupported) when the build lacks the
-// backend and Error(kRuntime) when there is no such device or it cannot be used.
-std::unique_ptr<Backend> make_backend(std::string_view device, const DeviceOptions& options);
-inline std::unique_ptr<Backend> make_backend(std::string_view device, const CpuOptions& cpu) {
-  return make_backend(device, DeviceOptions{.cpu = cpu, .deterministic = false});
-}
+// "cpu", "cuda" or "cuda:N". deterministic: a row's bits never depend on the step's other rows; the CPU's never do.
+// Throws Error(kValue) for any other name, Error(kUnsupported) when the build lacks the backend and Error(kRuntime)
+// when there is no such device or it cannot be used.
+std::unique_ptr<Backend> make_backend(std::string_view device, const CpuOptions& cpu, bool deterministic = false);
 
 // Throws as make_backend() does for a name that no device has in this build; looks for no device.
 void check_device_name(std::string_view device);
@@ -32,7 +24,7 @@ std::string default_device();
 struct DeviceDefaults {
   int64_t page_size = 0, chunked_prefill_size = 0;
   bool own_memory = false;            // not the host's: weights and KV pool may fill it
-  bool always_deterministic = false;  // see DeviceOptions
+  bool always_deterministic = false;  // see make_backend()
 };
 DeviceDefaults device_defaults(std::string_view device);
 

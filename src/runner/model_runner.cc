@@ -67,6 +67,7 @@ struct ModelRunner::Impl {
       : backend(std::move(backend_in)),
         model(std::move(model_in)),
         graph_rows_max(graph_rows(*backend, *model, options)),
+        use_graphs(options.use_graphs),
         dummy_block(options.num_blocks),
         // Rows that only fill a recorded step up write to a block of their own.
         kv(*backend, pool_shape(*model, options.page_size, options.num_blocks + (graph_rows_max > 0 ? 1 : 0))),
@@ -92,6 +93,7 @@ struct ModelRunner::Impl {
   std::unique_ptr<Backend> backend;
   std::unique_ptr<Model> model;
   int64_t graph_rows_max;
+  bool use_graphs;
   int32_t dummy_block;
   KvPool kv;
   Workspace workspace;
@@ -149,14 +151,19 @@ void ModelRunner::Impl::forward_graph(const Batch& batch, int64_t bucket) {
     logits = workspace.take(bucket, config.vocab_size);
     workspace.rewind(mark);
   }
-  backend->run_graph(static_cast<uint64_t>(bucket), [&] {
+  const auto work = [&] {
     ForwardContext context = this->context(padded);
     model->forward(context, all);
     workspace.rewind(mark);
     if (!with_logits) return;
     model->final_norm(context, all, normed);
     model->logits(context, normed, logits);
-  });
+  };
+  if (use_graphs) {
+    backend->run_graph(static_cast<uint64_t>(bucket), work);
+  } else {
+    work();
+  }
   hidden = all.slice_rows(0, rows);
   if (with_logits) graph_logits = logits.slice_rows(0, rows);
 }
@@ -171,7 +178,7 @@ void ModelRunner::prepare_graphs(int64_t rows_max) {
   const Batch nothing;
   for (int64_t rows = 1; rows <= std::min(rows_max, impl.graph_rows_max); ++rows) {
     if (bucket_of(rows, impl.graph_rows_max) != rows) continue;
-    for (int run = 0; run < 2; ++run) impl.forward_graph(nothing, rows);
+    for (int run = 0; run < 2 && impl.use_graphs; ++run) impl.forward_graph(nothing, rows);
   }
 }
 

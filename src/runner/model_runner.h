@@ -20,8 +20,10 @@ struct RunnerOptions {
   int32_t num_blocks = 0;
   int64_t max_tokens_per_step = 0;  // sizes the workspace: chunk + riding decodes
   int64_t max_rows = 0;             // max_running_requests
-  // Steps of up to this many rows of one token each run as recorded graphs where the backend has them; 0: none.
+  // Where the backend has graphs, steps of up to this many rows of one token each are padded to a few sizes, and run
+  // as recorded graphs unless use_graphs is off: what they compute is the same.
   int64_t graph_rows_max = 0;
+  bool use_graphs = true;
 };
 
 class ModelRunner {

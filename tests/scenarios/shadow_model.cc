@@ -1,12 +1,15 @@
 #include "scenarios/shadow_model.h"
 
 #include <cmath>
+#include <cstdlib>
+#include <cstring>
 #include <nlohmann/json.hpp>
 #include <stdexcept>
 #include <utility>
 
 #include "engine/engine_impl.h"
 #include "engine/resolve_args.h"
+#include "ops/backend_registry.h"
 #include "ops/cpu/kv_layout.h"
 #include "scenarios/shadow_device.h"
 
@@ -22,6 +25,71 @@ namespace tokenmill::testing {
 namespace {
 
 constexpr int64_t kHeadDim = 16, kLayers = 2, kHashDigits = 4;
+
+// A matrix of the backend's as the host sees it: the memory itself, or a copy that store() takes back to the device.
+class HostMatrix {
+ public:
+  HostMatrix(Backend& backend, Matrix device, bool load) : backend_(backend), device_(device), host(device) {
+    if (backend.name() != "cuda") return;
+    copy_.resize(static_cast<size_t>(device.rows * device.cols));
+    host.data = reinterpret_cast<std::byte*>(copy_.data());
+    host.stride = device.cols;
+    if (!load) return;
+    for (int64_t r = 0; r < device.rows; ++r)
+      backend.copy_to_host(host.row<float>(r), device.row<float>(r), row_bytes());
+  }
+  void store() {
+    if (copy_.empty()) return;
+    for (int64_t r = 0; r < device_.rows; ++r) {
+      backend_.copy_from_host(device_.row<float>(r), host.row<float>(r), row_bytes());
+    }
+  }
+
+ private:
+  size_t row_bytes() const { return static_cast<size_t>(device_.cols) * sizeof(float); }
+  Backend& backend_;
+  Matrix device_;
+  std::vector<float> copy_;
+
+ public:
+  Matrix host;
+};
+
+// Keys and values of all layers as the host sees them.
+class HostKv {
+ public:
+  explicit HostKv(ForwardContext& context) : on_device_(context.backend.name() == "cuda") {
+    for (int64_t l = 0; l < kLayers; ++l) {
+      layers_[l] = context.kv.layer(l);
+      if (!on_device_) continue;
+      copies_[l].resize(static_cast<size_t>(layers_[l].block_bytes) * static_cast<size_t>(layers_[l].num_blocks));
+      context.backend.copy_to_host(copies_[l].data(), layers_[l].base, copies_[l].size());
+      layers_[l].base = copies_[l].data();
+    }
+  }
+
+  // One token's key and value, kHeadDim numbers each in the pool's type.
+  void read(int64_t layer, int32_t block, int32_t row, std::byte* key, std::byte* value) const {
+    const KvLayer& kv = layers_[layer];
+    const std::byte* const memory = kv.base + block * kv.block_bytes;
+    if (on_device_) {  // [K, V][page_size][kHeadDim]: ops/cuda/kv_layout.h
+      const size_t bytes = kHeadDim * size_of(kv.dtype);
+      std::memcpy(key, memory + static_cast<size_t>(row) * bytes, bytes);
+      std::memcpy(value, memory + static_cast<size_t>(kv.page_size + row) * bytes, bytes);
+      return;
+    }
+    const KvLayout layout(kv);
+    const std::byte* const tile = memory + layout.tile_offset(0, row);
+    copy_k_rows(layout, tile, layout.tile_keys, row % layout.tile_keys, key, 1, 0, 1);
+    copy_v_rows(layout, tile + layout.tile_bytes(), layout.tile_keys, row % layout.tile_keys, value, 1, 0, 1);
+  }
+  DType dtype() const { return layers_[0].dtype; }
+
+ private:
+  bool on_device_;
+  KvLayer layers_[kLayers];
+  std::vector<std::byte> copies_[kLayers];
+};
 
 class ShadowModel final : public Model {
  public:
@@ -51,7 +119,11 @@ class ShadowModel final : public Model {
     if (options_.on_forward) options_.on_forward(context.batch);
     const Batch& batch = context.batch;
     const Matrix qkv = context.workspace.take(hidden.rows, 3 * kHeadDim);
-    for (int64_t t = 0; t < hidden.rows; ++t) write_token(qkv.row<float>(t), batch.tokens[static_cast<size_t>(t)]);
+    HostMatrix tokens(context.backend, qkv, false), states(context.backend, hidden, false);
+    for (int64_t t = 0; t < hidden.rows; ++t) {
+      write_token(tokens.host.row<float>(t), batch.tokens[static_cast<size_t>(t)]);
+    }
+    tokens.store();
     for (int64_t layer = 0; layer < kLayers; ++layer) {
       RopeKvArgs args;
       args.qkv = qkv;
@@ -59,24 +131,32 @@ class ShadowModel final : public Model {
       args.kv = context.kv.layer(layer);
       context.backend.rope_kv_write(args);
     }
-    for (const BatchRow& row : batch.rows) hash_row(context, row, hidden);
+    const HostKv kv(context);
+    for (const BatchRow& row : batch.rows) hash_row(context, kv, row, states.host);
+    states.store();
   }
 
-  void final_norm(ForwardContext&, Matrix hidden, Matrix out) const override {
+  void final_norm(ForwardContext& context, Matrix hidden, Matrix out) const override {
+    const HostMatrix from(context.backend, hidden, true);
+    HostMatrix to(context.backend, out, false);
     for (int64_t r = 0; r < hidden.rows; ++r) {
-      std::copy_n(hidden.row<float>(r), kHashDigits, out.row<float>(r));
+      std::copy_n(from.host.row<float>(r), kHashDigits, to.host.row<float>(r));
     }
+    to.store();
   }
 
   // A fixed pseudo-random logit a token; greedy decoding takes the largest.
-  void logits(ForwardContext&, Matrix hidden, Matrix out) const override {
+  void logits(ForwardContext& context, Matrix hidden, Matrix out) const override {
+    const HostMatrix from(context.backend, hidden, true);
+    HostMatrix to(context.backend, out, false);
     for (int64_t r = 0; r < hidden.rows; ++r) {
       uint64_t hash = 0;
       for (int64_t digit = 0; digit < kHashDigits; ++digit) {
-        hash |= static_cast<uint64_t>(hidden.row<float>(r)[digit]) << (16 * digit);
+        hash |= static_cast<uint64_t>(from.host.row<float>(r)[digit]) << (16 * digit);
       }
-      for (int64_t id = 0; id < out.cols; ++id) out.row<float>(r)[id] = logit(hash, id);
+      for (int64_t id = 0; id < out.cols; ++id) to.host.row<float>(r)[id] = logit(hash, id);
     }
+    to.store();
   }
 
   static float logit(uint64_t hash, int64_t id) {
@@ -94,12 +174,12 @@ class ShadowModel final : public Model {
     }
   }
 
-  static int32_t read_id(const KvLayout& layout, const std::byte* values, bool reversed) {
+  static int32_t read_id(DType dtype, const std::byte* values, bool reversed) {
     int32_t id = 0;
     for (int byte = 0; byte < 3; ++byte) {
       const int dim = reversed ? 15 - byte : byte;
-      const float value = layout.dtype == DType::kF32 ? reinterpret_cast<const float*>(values)[dim]
-                                                      : bf16_to_f32(reinterpret_cast<const uint16_t*>(values)[dim]);
+      const float value = dtype == DType::kF32 ? reinterpret_cast<const float*>(values)[dim]
+                                               : bf16_to_f32(reinterpret_cast<const uint16_t*>(values)[dim]);
       if (!(value >= 0 && value <= 255)) return -1;
       id |= static_cast<int32_t>(value) << (8 * byte);
     }
@@ -107,28 +187,24 @@ class ShadowModel final : public Model {
   }
 
   // The token whose K and V lie in this slot, -1 where the two or the layers do not agree.
-  static int32_t read_token(ForwardContext& context, int32_t block, int32_t row) {
+  static int32_t read_token(const HostKv& kv, int32_t block, int32_t row) {
     int32_t found = -2;
     for (int64_t l = 0; l < kLayers; ++l) {
-      const KvLayer& kv = context.kv.layer(l);
-      const KvLayout layout(kv);
-      const std::byte* const tile = kv.base + block * kv.block_bytes + layout.tile_offset(0, row);
       alignas(64) std::byte key[kHeadDim * sizeof(float)], value[kHeadDim * sizeof(float)];
-      copy_k_rows(layout, tile, layout.tile_keys, row % layout.tile_keys, key, 1, 0, 1);
-      copy_v_rows(layout, tile + layout.tile_bytes(), layout.tile_keys, row % layout.tile_keys, value, 1, 0, 1);
-      const int32_t id = read_id(layout, key, false);
-      if (id != read_id(layout, value, true) || (found != -2 && id != found)) return -1;
+      kv.read(l, block, row, key, value);
+      const int32_t id = read_id(kv.dtype(), key, false);
+      if (id != read_id(kv.dtype(), value, true) || (found != -2 && id != found)) return -1;
       found = id;
     }
     return found;
   }
 
-  static void hash_row(ForwardContext& context, const BatchRow& row, Matrix hidden) {
+  static void hash_row(ForwardContext& context, const HostKv& kv, const BatchRow& row, Matrix hidden) {
     const int32_t page = context.kv.shape().page_size;
     uint64_t hash = 0;
     for (int32_t position = 0; position < row.kv_len; ++position) {
       const int32_t block = context.batch.block_tables[static_cast<size_t>(row.block_begin + position / page)];
-      hash = hash_step(hash, static_cast<uint64_t>(read_token(context, block, position % page)));
+      hash = hash_step(hash, static_cast<uint64_t>(read_token(kv, block, position % page)));
       const int32_t q = position - (row.kv_len - row.q_len);
       if (q < 0) continue;
       for (int64_t digit = 0; digit < kHashDigits; ++digit) {
@@ -218,10 +294,18 @@ std::shared_ptr<EngineCore> make_shadow_core(ShadowEngineOptions options) {
   options.args.model_path = "shadow";
   options.args.skip_tokenizer_init = !options.tokenizer;
   if (!options.args.random_seed) options.args.random_seed = 7;
-  options.args.device = "cpu";
+  // TOKENMILL_SCENARIO_DEVICE=cuda runs the same scenarios over the device's memory and operations.
+  const char* const device = std::getenv("TOKENMILL_SCENARIO_DEVICE");
+  options.args.device = device != nullptr ? device : "cpu";
+  if (options.args.device != "cpu") {
+    options.args.disable_cuda_graph = true;  // the model computes on the host
+    if (!options.args.page_size) options.args.page_size = 32;
+    if (!options.args.chunked_prefill_size) options.args.chunked_prefill_size = 512;
+    if (!options.args.max_running_requests) options.args.max_running_requests = 256;
+  }
   if (!options.args.max_total_tokens) options.args.max_total_tokens = 1 << 16;
   EngineParts parts;
-  parts.backend = make_cpu_backend({.num_threads = 1, .isa = ""});
+  parts.backend = make_backend(*options.args.device, CpuOptions{.num_threads = 1, .isa = ""});
   parts.model = make_shadow_model(std::move(options.model));
   if (options.tokenizer) parts.tokenizer = make_byte_tokenizer();
   parts.log_sink = [on_log = std::move(options.on_log)](LogLevel, const std::string& line) {

@@ -1,11 +1,7 @@
 #include "ops/cuda/cublas_library.h"
 
-// The functions below bear cuBLAS's names and must not be seen outside this program: PyTorch in one process has its
-// own.
-#pragma GCC visibility push(hidden)
 #include <cublasLt.h>
 #include <cublas_v2.h>
-#pragma GCC visibility pop
 #include <dlfcn.h>
 
 #include <cstdlib>
@@ -88,17 +84,18 @@ void require_cublas() {
 
 }  // namespace tokenmill
 
+// These bear cuBLAS's names and must not be seen outside this module: PyTorch in the same process has its own.
+#define TM_HIDDEN __attribute__((visibility("hidden")))
+
 // Each of these passes its arguments on. Without the library they say so by the status that cuBLAS has for it; the
 // backend has called require_cublas() long before.
 #define TM_FORWARD(library, name, parameters, arguments)                                                               \
-  cublasStatus_t name parameters {                                                                                     \
+  TM_HIDDEN cublasStatus_t name parameters {                                                                           \
     static const auto function = tokenmill::find<cublasStatus_t(*) parameters>(tokenmill::libraries().library, #name); \
     return function != nullptr ? function arguments : CUBLAS_STATUS_NOT_INITIALIZED;                                   \
   }
 
 extern "C" {
-
-#pragma GCC visibility push(hidden)
 
 TM_FORWARD(blas, cublasCreate_v2, (cublasHandle_t * handle), (handle))
 TM_FORWARD(blas, cublasDestroy_v2, (cublasHandle_t handle), (handle))
@@ -122,7 +119,6 @@ TM_FORWARD(lt, cublasLtMatmul,
             const cublasLtMatmulAlgo_t* algo, void* workspace, size_t workspace_bytes, cudaStream_t stream),
            (handle, desc, alpha, a, a_layout, b, b_layout, beta, c, c_layout, d, d_layout, algo, workspace,
             workspace_bytes, stream))
-// The *Create calls of cublasLt are inline functions over its *Init calls or real symbols, by name:
 TM_FORWARD(lt, cublasLtMatmulDescCreate,
            (cublasLtMatmulDesc_t * desc, cublasComputeType_t compute, cudaDataType_t scale), (desc, compute, scale))
 TM_FORWARD(lt, cublasLtMatmulDescDestroy, (cublasLtMatmulDesc_t desc), (desc))
@@ -148,12 +144,10 @@ TM_FORWARD(lt, cublasLtMatmulAlgoGetHeuristic,
             cublasLtMatmulHeuristicResult_t* results, int* count),
            (handle, desc, a, b, c, d, preference, wanted, results, count))
 
-const char* cublasGetStatusString(cublasStatus_t status) {
+TM_HIDDEN const char* cublasGetStatusString(cublasStatus_t status) {
   static const auto function =
       tokenmill::find<const char* (*)(cublasStatus_t)>(tokenmill::libraries().blas, "cublasGetStatusString");
   return function != nullptr ? function(status) : "cuBLAS is not loaded";
 }
-
-#pragma GCC visibility pop
 
 }  // extern "C"

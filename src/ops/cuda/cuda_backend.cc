@@ -40,30 +40,37 @@ int require_devices() {
 
 constexpr int kOldestMajor = 8;  // sm_80: bf16
 
+// Makes the device this thread's, so that the backend's members are made on it.
+int use_checked_device(int device) {
+  const int count = require_devices();
+  if (device < 0 || device >= count) {
+    throw Error(ErrorKind::kRuntime, "There is no CUDA device " + std::to_string(device) + ": this machine has " +
+                                         std::to_string(count) + ", counted from 0.");
+  }
+  cudaDeviceProp properties{};
+  TM_CUDA(cudaGetDeviceProperties(&properties, device));
+  if (properties.major < kOldestMajor) {
+    throw Error(ErrorKind::kRuntime, "CUDA device " + std::to_string(device) + " (" + properties.name +
+                                         ") has compute capability " + std::to_string(properties.major) + "." +
+                                         std::to_string(properties.minor) +
+                                         "; 8.0 or later is needed. Use device='cpu' or another card ('cuda:N').");
+  }
+  TM_CUDA(cudaSetDevice(device));
+  return device;
+}
+
 }  // namespace
 
 CudaBackend::CudaBackend(const CudaOptions& options)
-    : device_(options.device),
+    : device_(use_checked_device(options.device)),
       // Deterministic inference has one kind of product for all numbers of rows.
       gemv_rows_max_(options.deterministic ? 0 : options.gemv_rows_max),
       deterministic_(options.deterministic) {
-  const int count = require_devices();
-  if (device_ < 0 || device_ >= count) {
-    throw Error(ErrorKind::kRuntime, "There is no CUDA device " + std::to_string(device_) + ": this machine has " +
-                                         std::to_string(count) + ".");
-  }
   if (gemv_rows_max_ < 0 || gemv_rows_max_ > 8) {
     throw Error(ErrorKind::kValue, "gemv_rows_max must be in [0, 8], got " + std::to_string(gemv_rows_max_) + ".");
   }
   cudaDeviceProp properties{};
   TM_CUDA(cudaGetDeviceProperties(&properties, device_));
-  if (properties.major < kOldestMajor) {
-    throw Error(ErrorKind::kRuntime, "CUDA device " + std::to_string(device_) + " (" + properties.name +
-                                         ") has compute capability " + std::to_string(properties.major) + "." +
-                                         std::to_string(properties.minor) +
-                                         "; 8.0 or later is needed. Use device='cpu' or another card ('cuda:N').");
-  }
-  use_device();
   num_sms_ = properties.multiProcessorCount;
   early_launch_ = properties.major >= 9;
   char text[512];

@@ -13,6 +13,7 @@
 #include "ops/cuda/cuda_common.h"
 #include "ops/cuda/cuda_options.h"
 #include "ops/cuda/step_graphs.h"
+#include "ops/cuda/weight_upload.h"
 
 namespace tokenmill {
 
@@ -99,6 +100,7 @@ class CudaBackend final : public Backend {
   size_t next_frequencies_ = 0;
   DeviceScratch ids_, row_ids_, input_, product_, partials_, counters_{true}, sample_rows_, sample_out_;
   PackedUpload sample_upload_;
+  std::unique_ptr<WeightUpload> upload_;  // from the first pack() to the first plan()
   PinnedMemory pinned_;
 };
 

@@ -6,20 +6,30 @@
 #include <limits>
 
 #include "base/check.h"
-#include "base/machine.h"
-#include "base/thread_pool.h"
 #include "ops/cuda/cuda_backend.h"
+#include "ops/cuda/weight_upload.h"
 #include "ops/dequantize.h"
 #include "tokenmill/error.h"
 
 namespace tokenmill {
 namespace {
 
-constexpr size_t kStagingBytes = size_t{32} << 20;
-constexpr int kPackThreadsMax = 8;
-
 bool is_finite_float(float value) { return (std::bit_cast<uint32_t>(value) & 0x7f800000u) != 0x7f800000u; }
 bool is_finite_bf16(uint16_t value) { return (value & 0x7f80u) != 0x7f80u; }
+
+// Four at a time: an exponent of all ones, and only that, carries into the (cleared) sign.
+bool are_finite_bf16(const uint16_t* values, int64_t count) {
+  uint64_t signs = 0;
+  int64_t i = 0;
+  for (; i + 4 <= count; i += 4) {
+    uint64_t four;
+    std::memcpy(&four, values + i, sizeof(four));
+    signs |= (four & 0x7f807f807f807f80u) + 0x0080008000800080u;
+  }
+  bool finite = (signs & 0x8000800080008000u) == 0;
+  for (; i < count; ++i) finite &= is_finite_bf16(values[i]);
+  return finite;
+}
 
 void check_parts(std::span<const RawTensor* const> parts, std::span<const float> bias) {
   TM_CHECK(!parts.empty());
@@ -57,8 +67,7 @@ bool pack_row(const RawTensor& part, int64_t row, bool is_float, float* values, 
   auto* const halves = reinterpret_cast<uint16_t*>(out);
   if (!is_float && part.type == WeightType::kBF16) {
     std::memcpy(out, source, part.row_bytes());
-    for (int64_t i = 0; i < k; ++i) finite &= is_finite_bf16(halves[i]);
-    return finite;
+    return are_finite_bf16(halves, k);
   }
   float* const floats = is_float ? reinterpret_cast<float*>(out) : values;
   dequantize_row(part.type, source, k, floats);
@@ -91,39 +100,28 @@ std::unique_ptr<Weight> CudaBackend::pack(std::span<const RawTensor* const> part
     throw Error(error.kind(), std::string(error.what()) + " Loading tensor " + weight->name + ".");
   }
 
-  ThreadPool pool(std::clamp(usable_cpus(), 1, kPackThreadsMax), nullptr);
-  std::vector<std::vector<float>> values(static_cast<size_t>(pool.num_threads()),
+  if (upload_ == nullptr) upload_ = std::make_unique<WeightUpload>(stream());
+  std::vector<std::vector<float>> values(static_cast<size_t>(upload_->num_threads()),
                                          std::vector<float>(static_cast<size_t>(weight->k)));
-  const int64_t chunk = std::max<int64_t>(1, static_cast<int64_t>(kStagingBytes / row_bytes));
+  const size_t used = static_cast<size_t>(weight->k * size);
   std::byte* target = weight->memory.data();
   for (const RawTensor* part : parts) {
-    for (int64_t first = 0; first < part->rows(); first += chunk) {
-      const int64_t count = std::min(chunk, part->rows() - first);
-      TM_CUDA(cudaStreamSynchronize(stream()));  // the copy before reads the staging memory
-      std::byte* const staging = pinned_.get(static_cast<size_t>(count) * row_bytes);
-      std::atomic<int64_t> bad_row = std::numeric_limits<int64_t>::max();
-      constexpr int64_t kRowsPerPiece = 16;
-      pool.parallel_for((count + kRowsPerPiece - 1) / kRowsPerPiece, [&](int64_t piece, int worker) {
-        for (int64_t i = piece * kRowsPerPiece; i < std::min(count, (piece + 1) * kRowsPerPiece); ++i) {
-          std::byte* const out = staging + static_cast<size_t>(i) * row_bytes;
-          std::memset(out + weight->k * size, 0, row_bytes - static_cast<size_t>(weight->k * size));
-          if (pack_row(*part, first + i, weight->is_float, values[static_cast<size_t>(worker)].data(), out)) continue;
-          int64_t seen = bad_row.load();
-          while (first + i < seen && !bad_row.compare_exchange_weak(seen, first + i)) {
-          }
-        }
-      });
-      if (bad_row != std::numeric_limits<int64_t>::max()) {
-        throw Error(ErrorKind::kValue, "Tensor " + part->name + " holds NaN or infinity in row " +
-                                           std::to_string(bad_row.load()) +
-                                           ": the file is damaged, or its weights overflow.");
+    std::atomic<int64_t> bad_row = std::numeric_limits<int64_t>::max();
+    upload_->rows(part->rows(), row_bytes, target, [&](int64_t row, std::byte* out, int worker) {
+      std::memset(out + used, 0, row_bytes - used);
+      if (pack_row(*part, row, weight->is_float, values[static_cast<size_t>(worker)].data(), out)) return;
+      int64_t seen = bad_row.load();
+      while (row < seen && !bad_row.compare_exchange_weak(seen, row)) {
       }
-      TM_CUDA(
-          cudaMemcpyAsync(target, staging, static_cast<size_t>(count) * row_bytes, cudaMemcpyHostToDevice, stream()));
-      target += static_cast<size_t>(count) * row_bytes;
+    });
+    if (bad_row != std::numeric_limits<int64_t>::max()) {
+      TM_CUDA(cudaStreamSynchronize(stream()));  // what is under way goes to memory that is about to be freed
+      throw Error(ErrorKind::kValue, "Tensor " + part->name + " holds NaN or infinity in row " +
+                                         std::to_string(bad_row.load()) +
+                                         ": the file is damaged, or its weights overflow.");
     }
+    target += static_cast<size_t>(part->rows()) * row_bytes;
   }
-  TM_CUDA(cudaStreamSynchronize(stream()));
   if (!bias.empty()) {
     weight->bias_memory = DeviceMemory(bias.size_bytes());
     copy_from_host(weight->bias_memory.data(), bias.data(), bias.size_bytes());

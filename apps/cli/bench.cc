@@ -192,7 +192,8 @@ int run_bench(BenchOptions& options, bool log_level_given) {
   report.server_info = json::parse(engine.server_info_json());
   report.packed_weight_bytes = report.server_info.at("model").at("weight_bytes").get<int64_t>();
   report.num_threads = engine.server_args().num_threads.value_or(1);
-  if (!options.no_roofs) {
+  // The roofs are the processor's.
+  if (!options.no_roofs && engine.server_args().device == "cpu") {
     note("measuring what the machine can do");
     report.roofs = measure_roofs(static_cast<int>(report.num_threads));
     choose_matrix_roof(options.server_args.dtype, report);

@@ -209,8 +209,11 @@ std::string Engine::server_info_json() const {
                    {"kv_bytes_per_token", core.kv_bytes_per_token()}};
   info["backend"] = core.backend_description();
   info["startup"] = {{"open_s", impl_->timings.open_s},
+                     {"device_s", impl_->timings.device_s},
                      {"weights_s", impl_->timings.weights_s},
                      {"tokenizer_s", impl_->timings.tokenizer_s},
+                     {"pool_s", core.pool_seconds()},
+                     {"graphs_s", core.graphs_seconds()},
                      {"total_s", impl_->start_s}};
   return info.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
 }

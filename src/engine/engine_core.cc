@@ -4,6 +4,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <chrono>
 #include <utility>
 
 #include "base/check.h"
@@ -129,6 +130,8 @@ EngineCore::EngineCore(ServerArgs args, EngineParts parts)
                       }
                     },
                 .poll_seconds = args_.watchdog_timeout > 0 ? std::clamp(args_.watchdog_timeout / 4, 0.02, 30.0) : 0}) {
+  const auto start = std::chrono::steady_clock::now();
+  const auto seconds = [&] { return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count(); };
   const auto page_size = static_cast<int32_t>(*args_.page_size);
   const int64_t block_bytes = ModelRunner::kv_bytes_per_block(*parts.model, *parts.backend, page_size);
   const int32_t num_blocks = choose_num_blocks(args_, {.context_length = *args_.context_length,
@@ -159,9 +162,11 @@ EngineCore::EngineCore(ServerArgs args, EngineParts parts)
   if (args_.trace_path) trace_ = std::make_unique<TraceWriter>(*args_.trace_path);
   scheduler_stats_ = scheduler_->stats();
   logger_.info("Memory pool end. avail mem=" + gib_text(runner_->backend().available_memory()) + " GB");
+  pool_seconds_ = seconds();
   if (runner_->backend().has_graphs() && !args_.disable_cuda_graph) {
     logger_.info("Capture cuda graph begin. This can take up to several minutes.");
     runner_->prepare_graphs(kGraphRowsAtStart);
+    graphs_seconds_ = seconds() - pool_seconds_;
   }
   logger_.info(fmt::format("max_total_num_tokens={}, max_prefill_tokens={}, max_running_requests={}, context_len={}",
                            max_total_num_tokens_, args_.max_prefill_tokens, *args_.max_running_requests,

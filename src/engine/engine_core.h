@@ -94,6 +94,9 @@ class EngineCore {
   int64_t max_total_num_tokens() const { return max_total_num_tokens_; }
   int64_t kv_bytes_per_token() const { return kv_bytes_per_token_; }
   int64_t weight_bytes() const { return weight_bytes_; }
+  // What construction took: reserving pool and work space, and recording the first graphs.
+  double pool_seconds() const { return pool_seconds_; }
+  double graphs_seconds() const { return graphs_seconds_; }
   const std::string& backend_description() const { return backend_description_; }
   bool on_output_thread() const { return outputs_.on_this_thread(); }
 
@@ -179,6 +182,7 @@ class EngineCore {
   bool check_every_step_ = false;
   int64_t max_total_num_tokens_ = 0, kv_bytes_per_token_ = 0, weight_bytes_ = 0;
   std::string backend_description_;
+  double pool_seconds_ = 0, graphs_seconds_ = 0;
 
   std::unique_ptr<ModelRunner> runner_;
   std::unique_ptr<Scheduler> scheduler_;

@@ -5,6 +5,7 @@
 #include <chrono>
 #include <filesystem>
 #include <fstream>
+#include <functional>
 #include <future>
 #include <sstream>
 
@@ -26,6 +27,18 @@ struct LoadedTokenizer {
   std::shared_ptr<const Tokenizer> tokenizer;
   double seconds = 0;
 };
+
+struct LoadedBackend {
+  std::unique_ptr<Backend> backend;
+  double seconds = 0;
+};
+
+LoadedBackend load_backend(const ServerArgs& args) {
+  const auto start = Clock::now();
+  auto backend = make_backend(*args.device, {.num_threads = static_cast<int>(args.num_threads.value_or(0)), .isa = ""},
+                              args.enable_deterministic_inference.value_or(false));
+  return {std::move(backend), seconds_since(start)};
+}
 
 LoadedTokenizer load_tokenizer(const TokenizerSource& source) {
   const auto start = Clock::now();
@@ -105,8 +118,10 @@ EngineParts load_parts(const ServerArgs& args, const Logger& logger, LoadTimings
   EngineParts parts;
   auto start = Clock::now();
   if (args.chat_template) parts.chat_template = read_chat_template(*args.chat_template);
-  parts.backend = make_backend(*args.device, {.num_threads = static_cast<int>(args.num_threads.value_or(0)), .isa = ""},
-                               args.enable_deterministic_inference.value_or(false));
+  // A device takes its time to start; the headers are read meanwhile.
+  std::future<LoadedBackend> backend =
+      std::async(device_defaults(*args.device).own_memory ? std::launch::async : std::launch::deferred, load_backend,
+                 std::cref(args));
   const CheckpointOptions options{.load_format = args.load_format,
                                   .model_override_json = args.json_model_override_args,
                                   .revision = args.revision.value_or(""),
@@ -115,6 +130,9 @@ EngineParts load_parts(const ServerArgs& args, const Logger& logger, LoadTimings
                                   .logger = &logger};
   const std::unique_ptr<Checkpoint> checkpoint = Checkpoint::open(args.model_path, options);
   const Packing packing = choose_packing(args.dtype, checkpoint->config());
+  LoadedBackend loaded_backend = backend.get();
+  parts.backend = std::move(loaded_backend.backend);
+  timings.device_s = loaded_backend.seconds;
   parts.available_before_load = parts.backend->available_memory();
   logger.info("Load weight begin. avail mem=" + gib_text(parts.available_before_load) + " GB");
   const Packing held = packing == Packing::kNative && !parts.backend->keeps_quantized() ? Packing::kBFloat16 : packing;

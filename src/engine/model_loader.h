@@ -10,7 +10,10 @@
 namespace tokenmill {
 
 struct LoadTimings {
-  double open_s = 0, weights_s = 0, tokenizer_s = 0;  // the tokenizer loads beside the weights
+  double open_s = 0;    // of which device_s went by beside the rest
+  double device_s = 0;  // until the backend was ready
+  double weights_s = 0;
+  double tokenizer_s = 0;  // beside the weights
 };
 
 // args resolved. Throws Error naming the file, the key and the remedy.

@@ -55,6 +55,14 @@ std::unique_ptr<Backend> make_backend(std::string_view device, const CpuOptions&
 #endif
 }
 
+int64_t count_graph_launches(const Backend& backend) {
+#ifdef TOKENMILL_CUDA
+  if (backend.has_graphs()) return count_cuda_graph_launches(backend);
+#endif
+  (void)backend;
+  return 0;
+}
+
 std::string default_device() { return num_cuda_devices() > 0 ? "cuda" : "cpu"; }
 
 DeviceDefaults device_defaults(std::string_view device) {

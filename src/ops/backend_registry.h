@@ -14,6 +14,9 @@ namespace tokenmill {
 // when there is no such device or it cannot be used.
 std::unique_ptr<Backend> make_backend(std::string_view device, const CpuOptions& cpu, bool deterministic = false);
 
+// For tests. Steps that a backend has launched as recorded graphs; 0 where it has none.
+int64_t count_graph_launches(const Backend& backend);
+
 // Throws as make_backend() does for a name that no device has in this build; looks for no device.
 void check_device_name(std::string_view device);
 

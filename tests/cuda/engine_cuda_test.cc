@@ -3,12 +3,20 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cstdio>
+#include <cstdlib>
 #include <filesystem>
 #include <random>
 #include <string>
 
+#include "checkpoint/checkpoint.h"
+#include "engine/engine_core.h"
+#include "engine/engine_impl.h"
+#include "engine/resolve_args.h"
+#include "models/model.h"
 #include "ops/backend_registry.h"
+#include "runner/model_runner.h"
 #include "tokenmill/engine.h"
 #include "util/expect_error.h"
 
@@ -105,6 +113,79 @@ TEST_F(EngineCuda, GraphsChangeNothing) {
   }
 }
 
+// Bit for bit, at every number of rows, with records that meet sequences they were not made for.
+TEST_F(EngineCuda, RecordedStepsAreTheSteps) {
+  for (const Packing packing : {Packing::kFloat32, Packing::kBFloat16}) {
+    const auto checkpoint = Checkpoint::open((kTinyFolder / "llama-untied").string(), {});
+    const auto make = [&](bool use_graphs) {
+      auto backend = make_backend("cuda", CpuOptions{});
+      auto model = load_model(*checkpoint, *backend, packing, nullptr);
+      return std::make_unique<ModelRunner>(std::move(backend), std::move(model),
+                                           RunnerOptions{.page_size = 16,
+                                                         .num_blocks = 12 * 16,
+                                                         .max_tokens_per_step = 64,
+                                                         .max_rows = 12,
+                                                         .graph_rows_max = 12,
+                                                         .use_graphs = use_graphs});
+    };
+    const auto recorded = make(true), plain = make(false);
+    recorded->prepare_graphs(4);
+    std::mt19937 generator(3);
+    std::vector<int32_t> lengths(12);
+    for (uint64_t step = 1; step <= 250; ++step) {
+      Batch batch;
+      batch.step = step;
+      const int32_t rows = 1 + static_cast<int32_t>(generator() % 12);
+      for (int32_t row = 0; row < rows; ++row) {  // sequence `row` owns blocks [16 row, 16 row + 16)
+        const int32_t length = ++lengths[static_cast<size_t>(row)];
+        batch.rows.push_back({.sequence_id = static_cast<uint64_t>(row),
+                              .q_len = 1,
+                              .kv_len = length,
+                              .token_begin = row,
+                              .block_begin = static_cast<int32_t>(batch.block_tables.size()),
+                              .num_blocks = (length + 15) / 16});
+        for (int32_t block = 0; block < (length + 15) / 16; ++block) batch.block_tables.push_back(16 * row + block);
+        batch.tokens.push_back(static_cast<int32_t>(generator() % 100));
+        batch.positions.push_back(length - 1);
+        batch.sampling.push_back({.token_index = row, .temperature = 0, .want_logprob = true, .top_logprobs = 3});
+      }
+      const auto run = [&](ModelRunner& runner) {
+        ModelRunner::InFlight flight = runner.forward(batch);
+        runner.sample(flight, batch.sampling);
+        return runner.wait(std::move(flight)).sampled;
+      };
+      const auto a = run(*recorded), b = run(*plain);
+      for (size_t row = 0; row < a.size(); ++row) {
+        ASSERT_EQ(a[row].token, b[row].token) << step << " " << row;
+        ASSERT_EQ(a[row].logprob, b[row].logprob);
+        ASSERT_EQ(a[row].top_logprobs, b[row].top_logprobs);
+      }
+    }
+    EXPECT_EQ(count_graph_launches(plain->backend()), 0);
+    EXPECT_GT(count_graph_launches(recorded->backend()), 200);
+    std::printf("[ graphs   ] %lld of 250 steps launched as graphs\n",
+                static_cast<long long>(count_graph_launches(recorded->backend())));
+  }
+}
+
+// A few steps of everything, for compute-sanitizer, under which a launch takes milliseconds.
+TEST_F(EngineCuda, FewTokens) {
+  for (const char* dtype : {"float32", "bfloat16"}) {
+    for (const bool deterministic : {false, true}) {
+      ServerArgs args = args_for("mistral-swa", "cuda", dtype);
+      args.enable_deterministic_inference = deterministic;
+      args.cuda_graph_max_bs = 2;
+      auto requests = random_requests(3, 100, 4, 23);
+      requests[1].sampling_params.temperature = 1;
+      requests[1].sampling_params.top_p = 0.9;
+      requests[2].input_ids = std::vector<int32_t>(150, 7);
+      Engine engine(args);
+      for (const Output& output : engine.generate(requests)) EXPECT_EQ(output.output_ids.size(), 4u);
+      EXPECT_EQ(engine.generate(requests.at(2)).at(0).output_ids.size(), 4u);
+    }
+  }
+}
+
 TEST_F(EngineCuda, SamplingDrawsWhatTheCpuDraws) {
   Engine cpu(args_for("stories260k", "cpu")), cuda(args_for("stories260k", "cuda"));
   std::vector<Request> requests = random_requests(16, cpu.vocab_size(), 32, 7);
@@ -148,7 +229,7 @@ TEST_F(EngineCuda, DefaultsAreTheDevices) {
   EXPECT_EQ(engine.server_args().device, "cuda");
   EXPECT_EQ(engine.server_args().page_size, 16);
   EXPECT_EQ(engine.server_args().chunked_prefill_size, 8192);
-  EXPECT_EQ(engine.server_args().max_running_requests, 2049);
+  EXPECT_EQ(engine.server_args().max_running_requests, 4097);  // 16,384 tokens for contexts of 512
   EXPECT_EQ(engine.server_args().enable_deterministic_inference, false);
 }
 
@@ -236,6 +317,70 @@ TEST_F(EngineCuda, DeterministicInference) {
       }
     }
   }
+}
+
+// A model whose kernels, once armed, read memory that is nobody's.
+class FaultyModel final : public Model {
+ public:
+  FaultyModel(std::unique_ptr<Model> model, const std::atomic<bool>& armed) : model_(std::move(model)), armed_(armed) {}
+  const ModelConfig& config() const override { return model_->config(); }
+  Packing packing() const override { return model_->packing(); }
+  size_t weight_bytes() const override { return model_->weight_bytes(); }
+  size_t workspace_bytes(int64_t tokens) const override { return model_->workspace_bytes(tokens); }
+  void forward(ForwardContext& context, Matrix hidden) const override {
+    model_->forward(context, hidden);
+    if (armed_) context.backend.softcap({reinterpret_cast<void*>(uintptr_t{1} << 20), 1, 64, 64, DType::kF32}, 1);
+  }
+  void final_norm(ForwardContext& context, Matrix hidden, Matrix out) const override {
+    model_->final_norm(context, hidden, out);
+  }
+  void logits(ForwardContext& context, Matrix hidden, Matrix out) const override {
+    model_->logits(context, hidden, out);
+  }
+
+ private:
+  std::unique_ptr<Model> model_;
+  const std::atomic<bool>& armed_;
+};
+
+bool stops(Engine& engine, const Request& request) {
+  try {
+    engine.generate(request);
+  } catch (const Error& error) {
+    std::fprintf(stderr, "%s\n", error.what());
+    return error.kind() == ErrorKind::kRuntime && std::string(error.what()).find("has stopped") != std::string::npos;
+  }
+  return false;
+}
+
+// What the process that had the fault ends with: 0 where all is as promised.
+int run_into_a_fault() {
+  std::atomic<bool> armed{false};
+  const ServerArgs args = resolve_server_args(args_for("stories260k", "cuda"));
+  const auto checkpoint = Checkpoint::open(args.model_path, {});
+  EngineParts parts;
+  parts.backend = make_backend("cuda", CpuOptions{});
+  parts.model =
+      std::make_unique<FaultyModel>(load_model(*checkpoint, *parts.backend, Packing::kFloat32, nullptr), armed);
+  auto core = std::make_shared<EngineCore>(args, std::move(parts));
+  core->start();
+  Engine engine(std::make_shared<Engine::Impl>(core));
+  const Request request = random_requests(1, 100, 8, 29).at(0);
+  if (engine.generate(request).at(0).output_ids.size() != 8) return 1;
+  armed = true;
+  if (!stops(engine, request)) return 2;
+  if (!stops(engine, request)) return 3;
+  engine.shutdown();
+  if (Engine(args_for("stories260k", "cpu")).generate(request).at(0).output_ids.size() != 8) return 4;
+  return 0;
+}
+
+using EngineCudaDeathTest = EngineCuda;
+
+// In a process of its own: CUDA takes no more work from one in which a kernel has read what it must not.
+TEST_F(EngineCudaDeathTest, AFailedKernelEndsTheEngineAndNotTheProcess) {
+  GTEST_FLAG_SET(death_test_style, "threadsafe");
+  EXPECT_EXIT(std::_Exit(run_into_a_fault()), ::testing::ExitedWithCode(0), "illegal memory access");
 }
 
 }  // namespace

@@ -91,6 +91,34 @@ TEST_P(TinyGolden, MatchesTransformers) {
   }
 }
 
+// In bf16 the last logits stay near transformers' fp32 ones: rounding of inputs and KV, nothing more.
+class TinyGoldenBFloat16 : public testing::TestWithParam<std::tuple<std::string, BackendKind>> {};
+
+TEST_P(TinyGoldenBFloat16, NearTransformers) {
+  const auto& [name, kind] = GetParam();
+  if (kind == BackendKind::kCuda && num_cuda_devices() == 0) GTEST_SKIP() << "not run: no CUDA device";
+  const auto checkpoint = Checkpoint::open((kTinyFolder / name).string(), {});
+  const auto probe = make_probe(*checkpoint, make_backend(kind, 2), Packing::kBFloat16,
+                                {.num_sequences = 1, .tokens_max = 448, .chunk_tokens = 48, .page_size = 16});
+  const nlohmann::json file = read_json(kTinyFolder / name / "golden.json");
+  double difference = 0, size = 0;
+  for (const nlohmann::json& golden : file.at("prompts")) {
+    const auto ids = golden.at("prompt_ids").get<std::vector<int32_t>>();
+    const std::vector<float> want = floats_of_base64(golden.at("last_logits_f32_b64"));
+    probe->truncate(0, 0);
+    probe->feed(0, ids, [&](size_t i, std::span<const float> row) {
+      if (i + 1 < ids.size()) return;
+      ASSERT_EQ(row.size(), want.size());
+      for (size_t v = 0; v < want.size(); ++v) {
+        difference += std::pow(double{row[v]} - want[v], 2);
+        size += double{want[v]} * want[v];
+      }
+    });
+  }
+  EXPECT_GT(size, 0);
+  EXPECT_LT(std::sqrt(difference / size), 0.03);
+}
+
 std::string test_name(const testing::TestParamInfo<TinyGolden::ParamType>& info) {
   const auto& [name, config_file, kind] = info.param;
   const char* const backend = kind == BackendKind::kNaive ? "_naive" : kind == BackendKind::kCpu ? "_cpu" : "_cuda";
@@ -104,6 +132,15 @@ INSTANTIATE_TEST_SUITE_P(All, TinyGolden,
                                           testing::Values("config.json", "config.v4.json"),
                                           testing::Values(BackendKind::kNaive, BackendKind::kCpu, BackendKind::kCuda)),
                          test_name);
+
+INSTANTIATE_TEST_SUITE_P(All, TinyGoldenBFloat16,
+                         testing::Combine(testing::ValuesIn(tiny_models()),
+                                          testing::Values(BackendKind::kCpu, BackendKind::kCuda)),
+                         [](const auto& info) {
+                           std::string text = std::get<0>(info.param);
+                           std::replace(text.begin(), text.end(), '-', '_');
+                           return text + (std::get<1>(info.param) == BackendKind::kCpu ? "_cpu" : "_cuda");
+                         });
 
 // An empty folder would make no instances, and so no failures.
 TEST(TinyGoldenData, AllFamiliesAreThere) {

@@ -97,6 +97,10 @@ void CudaBackend::run_graph(uint64_t key, const std::function<void()>& work) {
   graphs_.run({key, plan_->shape()}, stream(), work);
 }
 
+int64_t count_cuda_graph_launches(const Backend& backend) {
+  return dynamic_cast<const CudaBackend&>(backend).num_graph_launches();
+}
+
 std::unique_ptr<Backend> make_cuda_backend(const CudaOptions& options) {
   return std::make_unique<CudaBackend>(options);
 }

@@ -37,7 +37,8 @@ class CudaBackend final : public Backend {
   bool keeps_quantized() const override { return false; }
   bool has_graphs() const override { return true; }
   void run_graph(uint64_t key, const std::function<void()>& work) override;  // cuda_backend.cc
-  int64_t available_memory() const override;                                 // memory.cu
+  int64_t num_graph_launches() const { return graphs_.num_launches(); }
+  int64_t available_memory() const override;  // memory.cu
   std::byte* allocate(size_t bytes) override;
   void free(std::byte* memory) override;
   void copy_to_host(void* target, const void* source, size_t bytes) override;

@@ -22,6 +22,9 @@ int cuda_device_count();
 // Throws Error(kRuntime) when the device does not exist or cannot be used.
 std::unique_ptr<Backend> make_cuda_backend(const CudaOptions& options);
 
+// For tests. Records launched so far by a CUDA backend: a step that is run as it is would pass unseen.
+int64_t count_cuda_graph_launches(const Backend& backend);
+
 // For benchmarks. A bf16 weight of normal-like random values, made on the device; and the bytes a second at which the
 // device reads a buffer of `bytes`, best of some runs. The backend must be a CUDA one.
 std::unique_ptr<Weight> make_random_cuda_weight(Backend& backend, int64_t n, int64_t k, float deviation, uint64_t seed);

@@ -43,11 +43,16 @@ std::unique_ptr<CUgraphExec_st, StepGraphs::ExecDeleter> StepGraphs::record(cuda
   return std::unique_ptr<CUgraphExec_st, ExecDeleter>(exec);
 }
 
+void StepGraphs::launch(const Entry& entry, cudaStream_t stream) {
+  TM_CUDA(cudaGraphLaunch(entry.exec.get(), stream));
+  ++num_launches_;
+}
+
 void StepGraphs::run(Key key, cudaStream_t stream, const std::function<void()>& work) {
   if (entries_.size() >= kGraphsMax && !entries_.contains(key)) entries_.clear();
   Entry& entry = entries_[key];
   if (entry.exec != nullptr && entry.moves == DeviceScratch::moves()) {
-    return TM_CUDA(cudaGraphLaunch(entry.exec.get(), stream));
+    return launch(entry, stream);
   }
   entry.exec.reset();
   if (!entry.warm || entry.moves != DeviceScratch::moves() || entry.failures >= kFailuresMax) {
@@ -57,7 +62,7 @@ void StepGraphs::run(Key key, cudaStream_t stream, const std::function<void()>& 
     return;
   }
   entry.exec = record(stream, work);
-  if (entry.exec != nullptr) return TM_CUDA(cudaGraphLaunch(entry.exec.get(), stream));
+  if (entry.exec != nullptr) return launch(entry, stream);
   if (++entry.failures == kFailuresMax) {
     std::fprintf(stderr, "tokenmill: a step could not be captured as a CUDA graph and runs without one.\n");
   }

@@ -28,6 +28,7 @@ class StepGraphs {
 
   void run(Key key, cudaStream_t stream, const std::function<void()>& work);
   bool recording() const { return recording_; }
+  int64_t num_launches() const { return num_launches_; }
 
  private:
   struct ExecDeleter {
@@ -41,9 +42,11 @@ class StepGraphs {
   };
   // Null where it could not be recorded; nothing has been run then.
   std::unique_ptr<CUgraphExec_st, ExecDeleter> record(cudaStream_t stream, const std::function<void()>& work);
+  void launch(const Entry& entry, cudaStream_t stream);
 
   std::map<Key, Entry> entries_;
   bool recording_ = false;
+  int64_t num_launches_ = 0;
 };
 
 }  // namespace tokenmill

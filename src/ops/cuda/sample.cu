@@ -258,6 +258,7 @@ __device__ End walk(const float* weights, int vocab, int shift, int64_t count, d
   const float weight = __uint_as_float(prefix);
   const uint64_t one = fixed(weight, shift);
   const int64_t members = shared.count[prefix & (kBins - 1)];
+  __syncthreads();  // the next walk clears the counts
   int64_t keep = max(int64_t{1}, count - count_before);
   if (one > 0 && static_cast<double>(mass_before) + static_cast<double>(one) * static_cast<double>(keep) > mass) {
     const double wanted = ceil((mass - static_cast<double>(mass_before)) / static_cast<double>(one));

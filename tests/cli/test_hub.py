@@ -354,7 +354,7 @@ class Faults(Hub):
             handler.end_headers()
             handler.wfile.write(listing)
         self.hub.hub.RequestHandlerClass.listing = listed
-        self.refused(REPO, "needs 1152921504.61 GB more in", "make room")
+        self.refused(REPO, "needs 92233.7", " GB more in", "make room")
 
     def test_names_that_lead_out_of_the_cache(self):
         self.add({**self.files, "../../evil.json": b"x", "/etc/evil": b"y"})

@@ -40,7 +40,8 @@ HubFile file_from_json(const json& sibling) {
   if (hash != holder.end() && hash->is_string()) file.etag = hash->get<std::string>();
   if (large && file.etag.empty() && lfs->contains("oid") && (*lfs)["oid"].is_string()) file.etag = (*lfs)["oid"];
   const auto size = holder.find("size");
-  if (size != holder.end() && size->is_number_unsigned()) file.size = size->get<int64_t>();
+  if (size != holder.end() && size->is_number_unsigned())
+    file.size = static_cast<int64_t>(std::min<uint64_t>(size->get<uint64_t>(), INT64_MAX / kMaxFiles));
   if (!is_plain_name(file.etag)) file.etag.clear();
   return file;
 }
@@ -50,6 +51,22 @@ bool is_ok(const HttpResponse& response) {
 }
 
 }  // namespace
+
+HubListing parse_hub_listing(std::string_view body, const std::string& source) {
+  const json info = parse_json_object(body, source);
+  HubListing listing;
+  if (info.contains("sha") && info["sha"].is_string()) listing.commit = info["sha"];
+  const auto siblings = info.find("siblings");
+  if (!is_commit_hash(listing.commit) || siblings == info.end() || !siblings->is_array() ||
+      siblings->size() > kMaxFiles) {
+    fail_load(source, "must list a commit and its files; check HF_ENDPOINT", ErrorKind::kRuntime);
+  }
+  for (const json& sibling : *siblings) {
+    HubFile file = sibling.is_object() ? file_from_json(sibling) : HubFile();
+    if (is_inside_path(file.name)) listing.files.push_back(std::move(file));
+  }
+  return listing;
+}
 
 bool is_transient(const HttpResponse& response) {
   if (response.failure != Failure::kNone) return response.failure == Failure::kCut;
@@ -142,19 +159,7 @@ HubListing HubApi::list(const std::string& revision) {
   request.url = settings_.endpoint + "/api/models/" + repo_ + "/revision/" + url_quote(revision) + "?blobs=true";
   const HttpResponse response = ask(request);
   if (!is_ok(response)) refuse(response, revision);
-  const json info = parse_json_object(response.body, request.url);
-  HubListing listing;
-  if (info.contains("sha") && info["sha"].is_string()) listing.commit = info["sha"];
-  const auto siblings = info.find("siblings");
-  if (!is_commit_hash(listing.commit) || siblings == info.end() || !siblings->is_array() ||
-      siblings->size() > kMaxFiles) {
-    fail_load(request.url, "must list a commit and its files; check HF_ENDPOINT", ErrorKind::kRuntime);
-  }
-  for (const json& sibling : *siblings) {
-    HubFile file = sibling.is_object() ? file_from_json(sibling) : HubFile();
-    if (is_inside_path(file.name)) listing.files.push_back(std::move(file));
-  }
-  return listing;
+  return parse_hub_listing(response.body, request.url);
 }
 
 void HubApi::complete(HubFile& file, const std::string& commit) {

@@ -8,6 +8,8 @@
 #include <cstdint>
 #include <functional>
 #include <string>
+#include <string_view>
+#include <utility>
 #include <vector>
 
 #include "checkpoint/hub/http_client.h"
@@ -59,6 +61,10 @@ class HubApi {
   const std::function<bool()>* keep_going_;
   HttpClient client_;
 };
+
+// source: for messages. Throws Error(kRuntime | kValue) on what is no listing; names that lead out of a folder are left
+// out.
+HubListing parse_hub_listing(std::string_view body, const std::string& source);
 
 // Whether another try may help, and how many seconds to wait before the `attempt`-th (from 0) repetition.
 bool is_transient(const HttpResponse& response);

@@ -91,6 +91,16 @@ void BatchInput::rewind() {
   index_ = -1;
 }
 
+int64_t BatchInput::count() {
+  rewind();
+  std::string line;
+  while (next(line)) {
+  }
+  const int64_t lines = index_ + 1;
+  rewind();
+  return lines;
+}
+
 // False at the end of what is to be read.
 bool BatchInput::fill() {
   const auto wanted = static_cast<size_t>(std::min<int64_t>(size_ - offset_, static_cast<int64_t>(buffer_.size())));

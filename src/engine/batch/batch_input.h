@@ -21,6 +21,7 @@ class BatchInput {
   const std::string& name() const { return name_; }  // for messages
   int fd() const { return fd_; }
   void rewind();
+  int64_t count();  // of the lines that are not blank; rewinds
   // The next line that is not blank; false at the end. A line beyond kLineBytesMax is cut there, too_long() is true.
   bool next(std::string& line);
   bool too_long() const { return too_long_; }

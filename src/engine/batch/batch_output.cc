@@ -103,7 +103,12 @@ bool BatchOutput::is_same_file(int fd) const {
          mine.st_ino == other.st_ino;
 }
 
-EarlierResults BatchOutput::scan() const {
+bool BatchOutput::has_content() const {
+  struct stat status = {};
+  return regular_ && ::fstat(fd_, &status) == 0 && status.st_size > 0;
+}
+
+EarlierResults BatchOutput::scan(int64_t requests_max) const {
   EarlierResults found;
   if (!regular_) return found;
   std::string rest;
@@ -114,6 +119,11 @@ EarlierResults BatchOutput::scan() const {
     if (!id) {
       fail(path_, "line " + std::to_string(line) +
                       " is not a result of a batch; give another output, or choose to overwrite this one.");
+    }
+    if (id->index >= requests_max) {
+      fail(path_, "line " + std::to_string(line) + " is the result of request " + std::to_string(id->index) +
+                      " (from 0), but the input has only " + std::to_string(requests_max) +
+                      "; give another output, or choose to overwrite this one.");
     }
     const auto at = static_cast<size_t>(id->index);
     if (found.done.size() <= at) {

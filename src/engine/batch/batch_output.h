@@ -33,8 +33,10 @@ class BatchOutput {
 
   bool is_regular() const { return regular_; }
   bool is_same_file(int fd) const;
-  // Throws Error(kValue) where the file holds anything but results of a batch. Changes nothing.
-  EarlierResults scan() const;
+  bool has_content() const;
+  // Throws Error(kValue) where the file holds anything but results of a batch of at most that many requests. Changes
+  // nothing.
+  EarlierResults scan(int64_t requests_max) const;
   // Everything from that size on is to go.
   void cut(int64_t bytes);
   // In one write, so that a kill tears the last line at most. Throws Error(kRuntime), the file as it was before.

@@ -82,7 +82,7 @@ BatchRun::BatchRun(EngineCore& core, const std::string& input, const std::string
       throw Error(ErrorKind::kValue, output + ": is the input too; give another output.");
     }
     if (options.overwrite) output_->cut(0);
-    earlier_ = output_->scan();
+    if (output_->has_content()) earlier_ = output_->scan(input_.count());
   }
   survey();
   const std::string derived = output_ && output_->is_regular() ? default_error_path(output) : "";
@@ -111,12 +111,6 @@ void BatchRun::survey() {
                     "others; give another output, or choose to overwrite this one.");
   }
   report_.total = input_.index() + 1;
-  const auto done = std::count(earlier_.done.begin(), earlier_.done.end(), true);
-  if (done > report_.resumed) {
-    throw Error(ErrorKind::kValue, input_.name() + ": has " + std::to_string(report_.total) +
-                                       " requests, fewer than the output has results for; give another output, or "
-                                       "choose to overwrite this one.");
-  }
   earlier_.fingerprints = {};
   std::sort(ids.begin(), ids.end());
   for (auto id = ids.begin(); (id = std::adjacent_find(id, ids.end())) != ids.end(); ++id) first_lines_[*id] = 0;

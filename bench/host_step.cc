@@ -1,7 +1,7 @@
 // What a step costs the host: schedule + commit + take_events with a null model (the tokens are made up), by batch
 // size, queue length and tree size.
 //
-//   host_step [--csv] [--policy lpm]
+//   host_step [--csv] [--policy lpm]     (tools/plot_host_step.py draws the csv)
 //
 // Median of the steps, in microseconds; the queue shares nothing, shares one prefix, or the tree is full of other
 // things.

@@ -10,6 +10,7 @@
 #include "cli/command.h"
 #include "cli/interrupt.h"
 #include "cli/jsonl.h"
+#include "cli/plot.h"
 #include "cli/roofs.h"
 #include "cli/server_args_flags.h"
 #include "cli/terminal.h"
@@ -26,6 +27,7 @@ struct BenchOptions {
   ServerArgs server_args;
   BenchSettings settings;
   bool as_json = false, no_roofs = false;
+  std::string plot_path;  // "": none
 };
 
 struct BenchReport {
@@ -179,8 +181,18 @@ void note(const std::string& text) {
   if (is_terminal(stderr)) std::fprintf(stderr, "%s\n", style(stderr, text, Style::kDim).c_str());
 }
 
+// Opened before anything runs, so that a bad path costs no benchmark.
+std::ofstream open_plot(const std::string& path) {
+  std::ofstream file;
+  if (path.empty()) return file;
+  file.open(path);
+  if (!file) throw UsageError("--plot: cannot write " + path);
+  return file;
+}
+
 int run_bench(BenchOptions& options, bool log_level_given) {
   check_settings(options.settings);
+  std::ofstream plot = open_plot(options.plot_path);
   if (!log_level_given) options.server_args.log_level = "warning";
   check_server_args(options.server_args);
   BenchReport report;
@@ -198,6 +210,8 @@ int run_bench(BenchOptions& options, bool log_level_given) {
     report.roofs = measure_roofs(static_cast<int>(report.num_threads));
     choose_matrix_roof(options.server_args.dtype, report);
   }
+  std::optional<PlotRecorder> recorder;
+  if (plot.is_open()) recorder.emplace(engine);
   try {
     const InterruptScope scope([&engine] { engine.abort_all(); });
     note("prefill");
@@ -208,6 +222,11 @@ int run_bench(BenchOptions& options, bool log_level_given) {
     }
   } catch (const Error&) {
     if (!interrupted() || report.prefill.tokens == 0) throw;  // what was measured before Ctrl-C is told
+  }
+  if (recorder) {
+    recorder->stop();
+    plot << plot_svg("tokenmill bench, " + report.model.path, recorder->samples()) << std::flush;
+    if (!plot) throw Error(ErrorKind::kRuntime, "--plot: writing " + options.plot_path + " failed");
   }
   if (options.as_json) {
     std::printf("%s\n", to_json(report).dump(2, ' ', false, ordered_json::error_handler_t::replace).c_str());
@@ -233,6 +252,7 @@ Command add_bench(CLI::App& parent) {
   app->add_option("--repeat", settings.repeat, "Runs of each; the median is told")->capture_default_str();
   app->add_option("--seed", settings.seed, "Seed of the token ids")->capture_default_str();
   app->add_flag("--json", options->as_json, "JSON instead of a table");
+  app->add_option("--plot", options->plot_path, "Draw throughput, batch size and hit rate over time to this SVG file");
   app->add_flag("--no-roofs", options->no_roofs, "Do not measure the machine's own limits");
   add_server_args_flags(*app, options->server_args);
   return {app, [app, options] { return run_bench(*options, app->get_option("--log-level")->count() > 0); }};

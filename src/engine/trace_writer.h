@@ -39,16 +39,25 @@ class TraceWriter {
   static constexpr int64_t kBytesMax = int64_t{2} << 30;
 
  private:
-  template <class... Args>
-  void event(const char* format, Args... args);
-  double micros(int64_t ns) const { return static_cast<double>(ns - start_ns_) / 1e3; }
+  struct Micros {
+    int64_t ns = 0;
+  };
+  Micros at(int64_t ns) const { return {ns - start_ns_}; }
+  bool begin(std::string_view object);
+  void slice(std::string_view name, int64_t begin_ns, int64_t duration_ns);
+  void counter(std::string_view name, int64_t now_ns);
+  bool stage(char phase, uint64_t sequence_id, std::string_view name, int64_t ns);
+  TraceWriter& operator<<(std::string_view text);
+  TraceWriter& operator<<(int64_t number);
+  TraceWriter& operator<<(Micros time);
+  void flush();
 
   struct Close {
     void operator()(FILE* file) const { std::fclose(file); }
   };
   std::unique_ptr<FILE, Close> file_;
-  int64_t start_ns_, bytes_ = 0;
-  bool first_ = true;
+  std::string buffer_;
+  int64_t start_ns_, bytes_ = 0;  // bytes written
 };
 
 }  // namespace tokenmill

@@ -86,10 +86,12 @@ Scheduler::Impl::Admitted Scheduler::Impl::try_admit(Sequence& sequence, Budget&
     return Admitted::kStop;
   }
 
+  if (!acquire(needed_now, lease.blocks)) {
+    cache.abandon(lease);  // another step will find room
+    return Admitted::kStop;
+  }
   waiting.remove(sequence);
   if (sequence.tokens.empty()) sequence.tokens = *sequence.spec.prompt;
-  bool acquired = cache.acquire(needed_now, lease.blocks);
-  TM_CHECK(acquired);
   if (rows.num_rows > 0) batch.copies.push_back({rows.block, lease.blocks[shared], rows.num_rows});
   sequence.lease = std::move(lease);
   sequence.state = SequenceState::kPrefill;

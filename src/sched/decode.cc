@@ -28,12 +28,16 @@ bool Scheduler::Impl::make_room_for_decodes() {
       return false;
     }
   }
+  std::vector<Sequence*> without;  // no block although there were some: back to the queue
   for (Sequence* sequence : running) {
     if (sequence->state != SequenceState::kDecode) continue;
     int64_t missing = blocks_for(sequence->kv_len + 1) - static_cast<int64_t>(sequence->lease.blocks.size());
-    if (missing <= 0) continue;
-    bool acquired = cache.acquire(missing, sequence->lease.blocks);
-    TM_CHECK(acquired);
+    if (missing > 0 && !acquire(missing, sequence->lease.blocks)) without.push_back(sequence);
+  }
+  for (Sequence* sequence : without) {
+    retract(*sequence);
+    ++totals.retractions;
+    plan.retracted = true;
   }
   for (Sequence* sequence : running) {
     if (!mutated(Mutation::kFreedOneStepEarly)) break;

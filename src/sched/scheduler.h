@@ -45,6 +45,8 @@ struct SchedulerOptions {
   std::function<void(const std::string&)> log_info;
   // A sequence starts for the first time: after `queued_seconds`, with so many tokens found in the cache. May be null.
   std::function<void(uint64_t id, double queued_seconds, int64_t cached_tokens)> on_first_admission;
+  // For tests: true makes this acquisition of KV blocks fail although there are enough. Null: never.
+  std::function<bool()> fail_acquire;
   std::function<double()> now_seconds;  // monotonic; null: the steady clock
   // Seconds; 0: none. A sequence ends with finish = abort when it has waited longer for its first admission, or has
   // been in the engine longer since then (retractions and all).

@@ -63,6 +63,9 @@ struct Scheduler::Impl {
     const int64_t tokens = cache.pinned_blocks() * options.page_size;
     return tokens == 0 ? "" : ", " + std::to_string(tokens) + " of them for pinned prefixes";
   }
+  bool acquire(int64_t blocks, std::vector<int32_t>& out) {
+    return !(blocks > 0 && options.fail_acquire && options.fail_acquire()) && cache.acquire(blocks, out);
+  }
   bool idle() const { return running.empty() && waiting.empty(); }
 
   // admission.cc

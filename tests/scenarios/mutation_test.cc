@@ -3,6 +3,7 @@
 // off.
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <iostream>
 
 #include "base/check.h"
@@ -31,6 +32,9 @@ TEST(Mutation, IsCaughtByIntegrityOrAnswers) {
   std::string caught = violation(/*check_integrity=*/true);
   std::cout << caught << "\n";
   EXPECT_NE(caught, "");
+  // The failure comes with a short script.
+  EXPECT_NE(caught.find("\noptions page_size="), std::string::npos);
+  EXPECT_LE(std::count(caught.begin(), caught.end(), '\n'), 30);
 }
 
 TEST(Mutation, IsCaughtWithoutIntegrityChecks) {

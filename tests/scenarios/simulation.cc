@@ -17,12 +17,15 @@ void SimulationCounts::add(const SimulationCounts& other) {
   too_large += other.too_large;
   mixed_steps += other.mixed_steps;
   timeouts += other.timeouts;
+  failed_acquires += other.failed_acquires;
   pins += other.pins;
   pins_refused += other.pins_refused;
 }
 
 Simulation::Simulation(const SimulationOptions& options) : options_(options), random_(options.seed) {
   draw_options();
+  script_.options = config_;
+  script_.vocab_size = vocab_size_;
   device_ = std::make_unique<ShadowDevice>(config_.num_blocks, config_.page_size, vocab_size_);
   scheduler_ = std::make_unique<Scheduler>(config_);
 }
@@ -59,9 +62,19 @@ void Simulation::draw_options() {
   config_.now_seconds = [this] { return clock_; };
   if (chance(0.07)) config_.waiting_timeout_seconds = static_cast<double>(draw(5, 60));
   if (chance(0.1)) config_.running_timeout_seconds = static_cast<double>(draw(5, 60));
+  if (chance(0.3)) {
+    config_.fail_acquire = [this] {
+      const bool fails = chance(0.03);
+      acquire_failed_ |= fails;
+      if (fails) script_.ops.back().numbers.push_back(acquires_);
+      ++acquires_;
+      counts_.failed_acquires += fails;
+      return fails;
+    };
+  }
   pin_probability_ = chance(0.8) || config_.disable_radix_cache ? 0.0 : 0.15;
   config_.overtake_max = draw(0, 20);
-  config_.random_seed = random_();
+  config_.random_seed = random_() >> 11;  // a script holds it as a double
   vocab_size_ = static_cast<int32_t>(chance(0.3) ? 3 : draw(10, 1000));
   add_probability_ = chance(0.5) ? 0.15 : 0.5;
   abort_probability_ = chance(0.5) ? 0.0 : 0.05;
@@ -144,6 +157,7 @@ void Simulation::submit() {
       live_.emplace(spec.id, std::move(expected));
     }
   }
+  script_.ops.push_back({.kind = ScriptOp::Kind::kSubmit, .unit = unit, .numbers = {}});
   scheduler_->add(std::move(unit));
 }
 
@@ -151,6 +165,7 @@ void Simulation::abort_some() {
   if (live_.empty() || !chance(abort_probability_)) return;
   auto it = std::next(live_.begin(), draw(0, static_cast<int64_t>(live_.size()) - 1));
   it->second.may_abort = true;
+  script_.ops.push_back({.kind = ScriptOp::Kind::kAbort, .unit = {}, .numbers = {it->first}});
   scheduler_->abort(it->first, "aborted by the test");
   scheduler_->abort(next_id_ + 1000, "unknown");
 }
@@ -231,10 +246,14 @@ void Simulation::step(bool adding) {
   if (adding) abort_some();
   if (!pins_.empty() && (!adding || pins_.size() > 3 || chance(0.05))) {
     const auto which = pins_.begin() + draw(0, static_cast<int64_t>(pins_.size()) - 1);
+    script_.ops.push_back({.kind = ScriptOp::Kind::kUnpin, .unit = {}, .numbers = {*which}});
     scheduler_->unpin(*which);
     pins_.erase(which);
   }
   clock_ += 1;
+  acquire_failed_ = false;
+  acquires_ = 0;
+  script_.ops.push_back({.kind = ScriptOp::Kind::kSchedule, .unit = {}, .numbers = {}});
   const Batch* batch = scheduler_->schedule();
   if (options_.check_integrity) scheduler_->check_integrity();
   if (batch) {
@@ -242,24 +261,28 @@ void Simulation::step(bool adding) {
     ++counts_.steps;
     if (adding) abort_some();
     if (chance(fail_probability_)) {
+      script_.ops.push_back({.kind = ScriptOp::Kind::kFail, .unit = {}, .numbers = {}});
       device_->spoil(*batch);
       for (const BatchRow& row : batch->rows) live_.at(row.sequence_id).may_abort = true;
       scheduler_->fail(batch->step, "the device failed");
       ++counts_.failed_steps;
     } else {
+      script_.ops.push_back({.kind = ScriptOp::Kind::kCommit, .unit = {}, .numbers = {}});
       StepResult result = device_->run(*batch);
       for (size_t i = 0; i < result.sampled.size(); ++i) {
         if (!chance(invalid_probability_)) continue;
         result.sampled[i] = {};
         result.sampled[i].invalid = true;
-        live_.at(batch->rows[batch->sampling_rows[i]].sequence_id).may_abort = true;
+        const uint64_t id = batch->rows[batch->sampling_rows[i]].sequence_id;
+        live_.at(id).may_abort = true;
+        script_.ops.back().numbers.push_back(id);
       }
       scheduler_->commit(result);
     }
     if (options_.check_integrity) scheduler_->check_integrity();
   }
   std::vector<SequenceEvent> events = scheduler_->take_events();
-  if (!batch && events.empty() && scheduler_->has_work()) fail("work waits, but nothing runs");
+  if (!batch && events.empty() && scheduler_->has_work() && !acquire_failed_) fail("work waits, but nothing runs");
   for (const SequenceEvent& event : events) check_event(event);
   if (live_.empty() == scheduler_->has_work()) fail("has_work is wrong");
 }
@@ -291,7 +314,18 @@ SimulationCounts simulate(uint64_t first_seed, int64_t steps, bool check_integri
     SimulationOptions options;
     options.seed = seed;
     options.check_integrity = check_integrity;
-    total.add(Simulation(options).run());
+    Simulation simulation(options);
+    try {
+      total.add(simulation.run());
+    } catch (const std::exception& error) {
+      std::string what = "seed " + std::to_string(seed) + ": " + error.what();
+      // With integrity checks a failure is cut down; without, what is told is only that there is one.
+      if (check_integrity && !replay(simulation.script()).empty()) {
+        const Script script = shrink(simulation.script());
+        what += "\nfails, too (" + replay(script) + "); keep it in tests/scenarios/scripts:\n" + to_text(script);
+      }
+      throw Violation(what);
+    }
   }
   return total;
 }

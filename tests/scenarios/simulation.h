@@ -11,6 +11,7 @@
 #include <string>
 #include <vector>
 
+#include "scenarios/script.h"
 #include "scenarios/shadow_device.h"
 #include "sched/scheduler.h"
 
@@ -29,7 +30,8 @@ struct SimulationOptions {
 
 struct SimulationCounts {
   int64_t steps = 0, finished = 0, aborted = 0, failed_steps = 0, retractions = 0, preemptions = 0, evictions = 0,
-          copies = 0, cached_tokens = 0, too_large = 0, mixed_steps = 0, timeouts = 0, pins = 0, pins_refused = 0;
+          copies = 0, cached_tokens = 0, too_large = 0, mixed_steps = 0, timeouts = 0, pins = 0, pins_refused = 0,
+          failed_acquires = 0;
   void add(const SimulationCounts& other);
 };
 
@@ -38,6 +40,7 @@ class Simulation {
  public:
   explicit Simulation(const SimulationOptions& options);
   SimulationCounts run();
+  const Script& script() const { return script_; }  // of what was done so far
 
  private:
   struct Expected {
@@ -69,6 +72,9 @@ class Simulation {
          pin_probability_ = 0;
   double clock_ = 0;
   uint64_t next_pin_ = 0;
+  bool acquire_failed_ = false;  // in this step
+  uint64_t acquires_ = 0;        // in this step
+  Script script_;
   std::vector<uint64_t> pins_;
   int64_t prompt_max_ = 0, new_max_ = 0;
   std::vector<std::vector<int32_t>> families_;

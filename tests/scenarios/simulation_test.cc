@@ -4,7 +4,10 @@
 #include <gtest/gtest.h>
 
 #include <cstdlib>
+#include <filesystem>
+#include <fstream>
 #include <iostream>
+#include <sstream>
 
 namespace tokenmill::testing {
 namespace {
@@ -18,20 +21,51 @@ TEST(Simulation, NoViolation) {
   const int64_t steps = environment("TOKENMILL_SIM_STEPS", 100000);
   const auto seed = static_cast<uint64_t>(environment("TOKENMILL_SIM_SEED", 1));
   SimulationCounts counts;
-  ASSERT_NO_THROW(counts = simulate(seed, steps, /*check_integrity=*/true));
+  try {
+    counts = simulate(seed, steps, /*check_integrity=*/true);
+  } catch (const std::exception& error) {
+    FAIL() << error.what();
+  }
   std::cout << "steps " << counts.steps << ", finished " << counts.finished << ", aborted " << counts.aborted
             << ", too large " << counts.too_large << ", failed steps " << counts.failed_steps << ", retractions "
             << counts.retractions << ", preemptions " << counts.preemptions << ", evicted blocks " << counts.evictions
             << ", copies " << counts.copies << ", cached tokens " << counts.cached_tokens << ", mixed steps "
-            << counts.mixed_steps << ", timeouts " << counts.timeouts << ", pins " << counts.pins << " (refused "
-            << counts.pins_refused << ")\n";
+            << counts.mixed_steps << ", timeouts " << counts.timeouts << ", failed acquisitions "
+            << counts.failed_acquires << ", pins " << counts.pins << " (refused " << counts.pins_refused << ")\n";
   if (steps < 20000) return;
   // The simulation is only worth as much as what happens in it.
   EXPECT_GT(counts.finished, steps / 100);
-  for (int64_t count :
-       {counts.aborted, counts.too_large, counts.failed_steps, counts.retractions, counts.preemptions, counts.evictions,
-        counts.copies, counts.cached_tokens, counts.mixed_steps, counts.timeouts, counts.pins}) {
+  for (int64_t count : {counts.aborted, counts.too_large, counts.failed_steps, counts.retractions, counts.preemptions,
+                        counts.evictions, counts.copies, counts.cached_tokens, counts.mixed_steps, counts.timeouts,
+                        counts.pins, counts.failed_acquires}) {
     EXPECT_GT(count, 20);
+  }
+}
+
+// What once failed, or is worth keeping, cut down.
+TEST(Scripts, All) {
+  int files = 0;
+  for (const auto& entry : std::filesystem::directory_iterator(TOKENMILL_TEST_SCRIPTS)) {
+    std::ifstream file(entry.path());
+    std::stringstream text;
+    text << file.rdbuf();
+    const Script script = script_from_text(text.str());
+    EXPECT_EQ(replay(script), "") << entry.path();
+    EXPECT_EQ(to_text(script_from_text(to_text(script))), to_text(script)) << entry.path();
+    ++files;
+  }
+  EXPECT_GE(files, 1);
+}
+
+// A script does what the simulation did: the same commands, the same end.
+TEST(Scripts, TheSimulationWritesThemDown) {
+  for (uint64_t seed = 1; seed <= 10; ++seed) {
+    SimulationOptions options;
+    options.seed = seed;
+    Simulation simulation(options);
+    simulation.run();
+    EXPECT_EQ(replay(simulation.script()), "") << seed;
+    EXPECT_EQ(replay(script_from_text(to_text(simulation.script()))), "") << seed;
   }
 }
 

@@ -143,6 +143,44 @@ TEST_P(Pins, LeaveAQuarterOfThePool) {
   EXPECT_TRUE(world.output_is_right(fits));
 }
 
+// Each could fill the pool four times over: all of them end, each by its own abort, and nothing is lost.
+TEST(Limits, RequestsThatCanNeverAllEnd) {
+  SchedulerOptions options = World::defaults(32, 20000);
+  options.context_length = 131072;
+  Scheduler scheduler(options);
+  std::vector<SequenceSpec> unit(256);
+  for (size_t i = 0; i < unit.size(); ++i) {
+    unit[i].id = i + 1;
+    unit[i].prompt =
+        std::make_shared<const std::vector<int32_t>>(std::vector<int32_t>{1, static_cast<int32_t>(i), 3, 4, 5});
+    unit[i].max_new_tokens = 90000;
+  }
+  scheduler.add(unit);
+  int64_t ended = 0;
+  while (scheduler.has_work()) {
+    if (const Batch* batch = scheduler.schedule()) {
+      StepResult result;
+      result.step = batch->step;
+      for (size_t i = 0; i < batch->sampling.size(); ++i) {
+        const uint64_t id = batch->rows[batch->sampling_rows[i]].sequence_id;
+        result.sampled.push_back(sampled(static_cast<int32_t>((id * 31 + batch->sampling[i].position) % 100003)));
+      }
+      scheduler.commit(result);
+      if (batch->step % 50000 == 0) scheduler.check_integrity();
+    }
+    for (const SequenceEvent& event : scheduler.take_events()) {
+      if (!event.finish) continue;
+      ++ended;
+      EXPECT_EQ(event.finish->type, FinishReason::Type::kAbort);
+      EXPECT_NE(event.finish->message.find("cannot grow past 20000 tokens"), std::string::npos);
+    }
+  }
+  EXPECT_EQ(ended, 256);
+  EXPECT_GT(scheduler.stats().retractions, 0);
+  EXPECT_TRUE(scheduler.flush_cache());
+  EXPECT_EQ(scheduler.stats().blocks_free, 625);
+}
+
 // Three prefixes fill the pool: A is the oldest and matched most, B was matched last, C never.
 TEST(Eviction, EachPolicyTakesItsOwnVictim) {
   struct Row {

@@ -35,9 +35,9 @@ struct CheckpointOptions {
   std::string revision;                    // of a model on the hub: branch, tag or commit; "": main
   std::string download_dir;                // hub cache folder; "": HF_HUB_CACHE, HF_HOME, ~/.cache/huggingface/hub
   uint64_t dummy_seed = 0;
-  bool tokenizer_only = false;                               // of a model on the hub, fetch no weights
-  const Logger* logger = nullptr;                            // for downloads
-  std::function<bool(const DownloadProgress&)> on_download;  // false stops it; null: a bar on a terminal
+  bool tokenizer_only = false;                                         // of a model on the hub, fetch no weights
+  const Logger* logger = nullptr;                                      // for downloads
+  std::function<bool(const DownloadProgress&)> on_download = nullptr;  // false stops it; null: a bar on a terminal
 };
 
 class Checkpoint {

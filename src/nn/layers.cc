@@ -97,7 +97,8 @@ void Embedding::final_norm(ForwardContext& context, Matrix hidden, Matrix out) c
 }
 
 void Embedding::logits(ForwardContext& context, Matrix hidden, Matrix out) const {
-  context.backend.linear({.x = hidden, .weight = head_ ? head_.get() : table_.get(), .out = out});
+  const Weight& head = head_ ? *head_ : *table_;
+  context.backend.linear({.x = hidden, .weight = &head, .fine_inputs = true, .out = out});
   if (softcap_ > 0) context.backend.softcap(out, softcap_);
 }
 

@@ -85,6 +85,7 @@ struct LinearArgs {
   const Norm* input_norm = nullptr;  // applied to every row of x first
   const Weight* weight = nullptr;    // [n, k]
   bool add_to_out = false;           // out += instead of out =
+  bool fine_inputs = false;          // where inputs are quantised to int8: two codes a value, as logits need it
   Matrix out;                        // [T, n] fp32, must not alias x
 };
 

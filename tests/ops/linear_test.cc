@@ -410,6 +410,54 @@ TEST(Linear, ZeroAndTinyInputsGiveZeros) {
   }
 }
 
+// What the int8 codes of each 32 values leave of them.
+FloatMatrix rest_of(const FloatMatrix& x) {
+  const FloatModeScope mode;
+  FloatMatrix rest(x.rows, x.cols);
+  for (int64_t m = 0; m < x.rows; ++m) {
+    for (int64_t begin = 0; begin < x.cols; begin += 32) {
+      float largest = 0;
+      for (int i = 0; i < 32; ++i) largest = std::max(largest, std::fabs(x.row(m)[begin + i]));
+      const float scale = largest / 127.0f, inverse = 127.0f / largest;
+      for (int i = 0; i < 32; ++i) {
+        const float value = x.row(m)[begin + i];
+        rest.row(m)[begin + i] = std::fma(-scale, std::nearbyint(value * inverse), value);
+      }
+    }
+  }
+  return rest;
+}
+
+TEST(Linear, FineInputsAddWhatTheCodesLeave) {
+  std::mt19937 random(43);
+  for (const WeightType type : all_types()) {
+    const auto tensor = random_tensor(type, 90, 512, random);
+    const RawTensor* const part = tensor.get();
+    const FloatMatrix x = random_matrix(150, 512, random);
+    const bool quantized = info(type).quantized;
+    FloatMatrix expected = canonical(x, *tensor, Packing::kNative);
+    if (quantized) {
+      const FloatMatrix more = canonical(rest_of(x), *tensor, Packing::kNative);
+      for (size_t i = 0; i < expected.values.size(); ++i) expected.values[i] += more.values[i];
+    }
+    std::vector<float> bias(90);
+    for (float& value : bias) value = std::normal_distribution<float>()(random);
+    for (const std::string& isa : available_isas()) {
+      const auto backend = make_backend(isa);
+      const auto weight = backend->pack({&part, 1}, bias, Packing::kNative);
+      for (const int64_t rows : {1, 2, 3, 7, 16, 33, 150}) {
+        FloatMatrix out(rows, 90), want = expected.top(rows);
+        for (int64_t m = 0; m < rows; ++m) {
+          for (int64_t n = 0; n < 90; ++n) want.row(m)[n] += bias[static_cast<size_t>(n)];
+        }
+        const FloatMatrix top = x.top(rows);
+        backend->linear({.x = top.view(), .weight = weight.get(), .fine_inputs = true, .out = out.view()});
+        ASSERT_TRUE(same_bits(out, want)) << isa << ", type " << static_cast<int>(type) << ", rows " << rows;
+      }
+    }
+  }
+}
+
 TEST(Linear, NoRowsIsNoWork) {
   std::mt19937 random(41);
   const auto tensor = random_tensor(WeightType::kF32, 20, 64, random);

@@ -2,6 +2,7 @@
 #include "ops/cpu/linear.h"
 
 #include <algorithm>
+#include <numeric>
 
 #include "base/check.h"
 #include "ops/cpu/cpu_backend.h"
@@ -53,7 +54,8 @@ struct Pieces {
     row_pieces = ceil_div(rows, kPieceRows);
     rows_per_piece = ceil_div(rows, row_pieces);
     // Whole groups of quantised rows, whole pairs of tiles otherwise.
-    const int64_t multiple = inputs.int8 != nullptr && inputs.int8_group != 16 ? inputs.int8_group : 32;
+    const int64_t group = inputs.fine ? std::lcm<int64_t>(inputs.int8_group, 2) : inputs.int8_group;
+    const int64_t multiple = inputs.int8 != nullptr && inputs.int8_group != 16 ? group : 32;
     if (row_pieces > 1) rows_per_piece = ceil_div(rows_per_piece, multiple) * multiple;
     row_pieces = ceil_div(rows, rows_per_piece);
     result_rows = ceil_div(rows_per_piece, 32) * 32;  // the tile unit stores whole tiles
@@ -106,6 +108,19 @@ Columns columns_of(const TileJob& job) {
   return {segment.row_begin + job.tile_begin * kTileRows, end - job.tile_begin * kTileRows};
 }
 
+// The two results of each fine row become one, and the job's rows those of x.
+void join_fine_rows(TileJob& job) {
+  const int64_t rows = (job.row_end - job.row_begin) / 2;
+  for (int64_t row = 0; row < rows; ++row) {
+    float* const sum = job.c + row * job.c_stride;
+    const float* const first = job.c + 2 * row * job.c_stride;
+    const float* const second = first + job.c_stride;
+    for (int64_t i = 0; i < job.c_stride; ++i) sum[i] = first[i] + second[i];
+  }
+  job.row_begin /= 2;
+  job.row_end = job.row_begin + rows;
+}
+
 void add_bias(const TileJob& job, const std::vector<float>& bias) {
   if (bias.empty()) return;
   const Columns columns = columns_of(job);
@@ -147,9 +162,11 @@ const LinearKernels& linear_kernels(Isa isa) {
 namespace {
 
 // Fills `inputs` in the backend's shared scratch.
-LinearInputs pack_inputs(CpuBackend& backend, const LinearKernels& kernels, Matrix x, const Norm* norm, Needs needs) {
+LinearInputs pack_inputs(CpuBackend& backend, const LinearKernels& kernels, Matrix x, const Norm* norm, Needs needs,
+                         bool fine = false) {
   LinearInputs inputs;
-  inputs.rows = x.rows;
+  inputs.fine = fine;
+  inputs.rows = fine ? 2 * x.rows : x.rows;
   inputs.k = x.cols;
   const size_t rows = static_cast<size_t>(x.rows);
   const size_t padded_k = static_cast<size_t>(inputs.chunks() * kChunkValues);
@@ -157,8 +174,8 @@ LinearInputs pack_inputs(CpuBackend& backend, const LinearKernels& kernels, Matr
   inputs.float32_stride = padded_stride(static_cast<size_t>(x.cols) * 4);
   inputs.rounded_stride = padded_stride(padded_k * 4);
   inputs.bfloat16_stride = padded_stride(padded_k * 2);
-  inputs.int8_group = kernels.quantized_group(x.rows);
-  const size_t int8_rows = static_cast<size_t>(ceil_div(x.rows, inputs.int8_group) * inputs.int8_group);
+  inputs.int8_group = kernels.quantized_group(inputs.rows);
+  const size_t int8_rows = static_cast<size_t>(ceil_div(inputs.rows, inputs.int8_group) * inputs.int8_group);
   const size_t float32_bytes = needs.float32 ? rows * inputs.float32_stride : 0;
   const size_t rounded_bytes = needs.bfloat16 && !tiles ? rows * inputs.rounded_stride : 0;
   // Tile loads read whole pairs of tiles of 16 rows.
@@ -204,7 +221,8 @@ void CpuBackend::linear(const LinearArgs& args) {
   const LinearKernels& kernels = linear_kernels(isa_);
   Needs needs;
   add_needs(weight, needs);
-  const LinearInputs inputs = pack_inputs(*this, kernels, args.x, args.input_norm, needs);
+  const bool fine = args.fine_inputs && needs.int8 && !needs.float32 && !needs.bfloat16;
+  const LinearInputs inputs = pack_inputs(*this, kernels, args.x, args.input_norm, needs, fine);
   const Pieces pieces(weight, inputs, num_threads());
   const size_t scratch_bytes = linear_scratch_bytes(weight.k);
   const size_t c_bytes = static_cast<size_t>(pieces.result_rows * kPieceTilesMax * kTileRows) * sizeof(float);
@@ -216,6 +234,7 @@ void CpuBackend::linear(const LinearArgs& args) {
     job.c_stride = (job.tile_end - job.tile_begin) * kTileRows;
     job.scratch = scratch + c_bytes;
     run_job(kernels, job);
+    if (fine) join_fine_rows(job);
     add_bias(job, weight.bias);
     write_out(job, args.add_to_out, args.out);
   });

@@ -16,6 +16,9 @@
 //                   acc = fma(scale_x * float(sum of code_x), min_w, acc)                           formats with
 //                   minimums
 //               scale_w = d * scale and min_w = -(dmin * min), or d and m, as ops/dequantize.h has them.
+//   fine_inputs (quantised weights): the same for what the codes leave of x, fma(-scale_x, code, x), quantised by the
+//               same rule; the two accs are added. Nothing rounds the head's result again, so its inputs' rounding
+//               would be the largest error of a quantised model's logits.
 //   then        acc + bias where there is one, and out + that with add_to_out.
 //   gated       activation(gate) * up, the activation by vector_math.h.
 //
@@ -56,6 +59,7 @@ struct LinearInputs {
   std::byte* int8 = nullptr;      // [rows / int8_group][chunk][int8_group] of Int8Record
   size_t float32_stride = 0, rounded_stride = 0, bfloat16_stride = 0;
   int64_t int8_group = 1;  // rows side by side, those of one kernel call
+  bool fine = false;       // int8 only: x's row i is row 2i here, and what its codes leave is row 2i + 1
 
   int64_t chunks() const { return (k + kChunkValues - 1) / kChunkValues; }
   size_t int8_chunk_stride() const { return static_cast<size_t>(int8_group) * sizeof(Int8Record); }
@@ -100,7 +104,7 @@ const LinearKernels& linear_kernels_avx512();  // quantized needs VNNI; without 
 const LinearKernels& linear_kernels_amx();
 const LinearKernels& linear_kernels(Isa isa);
 
-// linear_inputs.cc: one row of x, normed if `norm`, into every form of `inputs` that is not null. row_scratch [k].
+// linear_inputs.cc: row `row` of x, normed if `norm`, into every form of `inputs` that is not null. row_scratch [k].
 void pack_input_row(const float* x, const Norm* norm, int64_t row, const LinearInputs& inputs, float* row_scratch);
 
 }  // namespace tokenmill

@@ -92,6 +92,16 @@ TM_TARGET_AVX2 void quantize_chunk(const float* values, Int8Record& record) {
   record.unused = 0;
 }
 
+// What the record's codes leave of the values.
+TM_TARGET_AVX2 void subtract_codes(const float* values, const Int8Record& record, float* rest) {
+  const __m256 scales = _mm256_set1_ps(record.scale);
+  for (int i = 0; i < 32; i += 8) {
+    const __m128i codes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(record.codes + i));
+    const __m256 floats = _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(codes));
+    _mm256_storeu_ps(rest + i, _mm256_fnmadd_ps(scales, floats, _mm256_loadu_ps(values + i)));
+  }
+}
+
 }  // namespace
 
 void pack_input_row(const float* x, const Norm* norm, int64_t row, const LinearInputs& inputs, float* row_scratch) {
@@ -121,8 +131,13 @@ void pack_input_row(const float* x, const Norm* norm, int64_t row, const LinearI
     if (rounded != nullptr || bfloat16 != nullptr) {
       round_chunk(chunk_values, rounded ? rounded + begin : nullptr, bfloat16 ? bfloat16 + begin : nullptr);
     }
-    if (inputs.int8 != nullptr) {
-      quantize_chunk(chunk_values, *reinterpret_cast<Int8Record*>(inputs.int8_record(row, chunk)));
+    if (inputs.int8 == nullptr) continue;
+    auto& record = *reinterpret_cast<Int8Record*>(inputs.int8_record(inputs.fine ? 2 * row : row, chunk));
+    quantize_chunk(chunk_values, record);
+    if (inputs.fine) {
+      float rest[kChunkValues];
+      subtract_codes(chunk_values, record, rest);
+      quantize_chunk(rest, *reinterpret_cast<Int8Record*>(inputs.int8_record(2 * row + 1, chunk)));
     }
   }
 }

@@ -32,6 +32,7 @@ class Gemma3Model final : public Model {
   explicit Gemma3Model(WeightLoader& loader)
       : config_(loader.config()),
         packing_(loader.packing()),
+        product_input_(loader.product_input()),
         embedding_(loader),
         global_rope_(config_.rope, config_.head_dim, config_.max_position),
         local_rope_(config_.rope_local, config_.head_dim, config_.max_position) {
@@ -47,7 +48,7 @@ class Gemma3Model final : public Model {
 
   size_t workspace_bytes(int64_t tokens) const override {
     Workspace measure;
-    LayerScratch(measure, config_, tokens);
+    LayerScratch(measure, config_, tokens, product_input_);
     measure.take(tokens, config_.hidden_size);
     global_rope_.take_table(measure, tokens);
     local_rope_.take_table(measure, tokens);
@@ -55,7 +56,7 @@ class Gemma3Model final : public Model {
   }
 
   void forward(ForwardContext& context, Matrix x) const override {
-    const LayerScratch scratch(context.workspace, config_, x.rows);
+    const LayerScratch scratch(context.workspace, config_, x.rows, product_input_);
     const Matrix branch = context.workspace.take(x.rows, config_.hidden_size);
     const RopeTable global = global_rope_.take_table(context.workspace, x.rows);
     const RopeTable local = local_rope_.take_table(context.workspace, x.rows);
@@ -85,6 +86,7 @@ class Gemma3Model final : public Model {
  private:
   ModelConfig config_;
   Packing packing_;
+  DType product_input_;
   Embedding embedding_;
   Rope global_rope_, local_rope_;
   std::vector<Gemma3Layer> layers_;

@@ -27,6 +27,7 @@ class LlamaModel final : public Model {
   explicit LlamaModel(WeightLoader& loader)
       : config_(loader.config()),
         packing_(loader.packing()),
+        product_input_(loader.product_input()),
         embedding_(loader),
         rope_(config_.rope, config_.head_dim, config_.max_position) {
     for (size_t i = 0; i < config_.layer_window.size(); ++i) {
@@ -41,13 +42,13 @@ class LlamaModel final : public Model {
 
   size_t workspace_bytes(int64_t tokens) const override {
     Workspace measure;
-    LayerScratch(measure, config_, tokens);
+    LayerScratch(measure, config_, tokens, product_input_);
     rope_.take_table(measure, tokens);
     return measure.bytes_peak();
   }
 
   void forward(ForwardContext& context, Matrix x) const override {
-    const LayerScratch scratch(context.workspace, config_, x.rows);
+    const LayerScratch scratch(context.workspace, config_, x.rows, product_input_);
     const RopeTable rope = rope_.take_table(context.workspace, x.rows);
     rope_.fill_table(context, rope);
     embedding_.lookup(context, x);
@@ -73,6 +74,7 @@ class LlamaModel final : public Model {
  private:
   ModelConfig config_;
   Packing packing_;
+  DType product_input_;
   Embedding embedding_;
   Rope rope_;
   std::vector<LlamaLayer> layers_;

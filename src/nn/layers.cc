@@ -14,10 +14,10 @@ Activation activation_of(const std::string& hidden_act) {
 RmsNorm::RmsNorm(WeightLoader& loader, const std::string& name, int64_t size)
     : weight_(loader.norm(name, size)), eps_(static_cast<float>(loader.config().rms_norm_eps)) {}
 
-LayerScratch::LayerScratch(Workspace& workspace, const ModelConfig& config, int64_t tokens)
+LayerScratch::LayerScratch(Workspace& workspace, const ModelConfig& config, int64_t tokens, DType product_input)
     : qkv(workspace.take(tokens, (config.num_heads + 2 * config.num_kv_heads) * config.head_dim)),
-      attention(workspace.take(tokens, config.num_heads * config.head_dim)),
-      mlp(workspace.take(tokens, config.intermediate_size)) {}
+      attention(workspace.take(tokens, config.num_heads * config.head_dim, product_input)),
+      mlp(workspace.take(tokens, config.intermediate_size, product_input)) {}
 
 Attention::Attention(WeightLoader& loader, const std::string& prefix, int32_t window) : window_(window) {
   const ModelConfig& config = loader.config();
@@ -45,7 +45,8 @@ void Attention::forward(ForwardContext& context, const KvLayer& kv, const LayerS
                      .rope = args.rope,
                      .q_norm = qk_norm_ ? &q_norm : nullptr,
                      .k_norm = qk_norm_ ? &k_norm : nullptr,
-                     .kv = kv});
+                     .kv = kv,
+                     .attention_follows = true});
   Matrix q = scratch.qkv;
   q.cols = static_cast<int64_t>(q_heads_) * head_dim_;
   ops.attention({.q = q,

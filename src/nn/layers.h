@@ -30,7 +30,7 @@ class RmsNorm {
 // Scratch that all layers of a pass share.
 struct LayerScratch {
   // measured with a measuring Workspace at start, taken from the real one in every pass
-  LayerScratch(Workspace& workspace, const ModelConfig& config, int64_t tokens);
+  LayerScratch(Workspace& workspace, const ModelConfig& config, int64_t tokens, DType product_input);
 
   Matrix qkv;        // [T, (q_heads + 2 kv_heads) head_dim]
   Matrix attention;  // [T, q_heads head_dim]

@@ -42,6 +42,7 @@ class WeightLoader {
 
   const ModelConfig& config() const { return checkpoint_.config(); }
   Packing packing() const { return packing_; }
+  DType product_input() const { return backend_.product_input(packing_); }
 
   struct Part {
     std::string name;  // without ".weight"

@@ -68,6 +68,9 @@ struct RopeKvArgs {
   const Norm* q_norm = nullptr;     // per-head norms before the rotation; null: none
   const Norm* k_norm = nullptr;
   KvLayer kv;
+  // The next call is attention() over this qkv and kv, and nothing else reads the rotated q: the backend may do this
+  // op's work there.
+  bool attention_follows = false;
 };
 
 struct AttentionArgs {
@@ -77,11 +80,11 @@ struct AttentionArgs {
   float scale = 1;
   float softcap = 0;   // 0: none; else logits = cap * tanh(logits / cap)
   int32_t window = 0;  // 0: full causal; else key j is visible to query i iff i - window < j <= i
-  Matrix out;          // [T, q_heads * head_dim] fp32
+  Matrix out;          // [T, q_heads * head_dim] fp32, or of product_input()'s type
 };
 
 struct LinearArgs {
-  Matrix x;                          // [T, k] fp32
+  Matrix x;                          // [T, k] fp32, or without input_norm of product_input()'s type
   const Norm* input_norm = nullptr;  // applied to every row of x first
   const Weight* weight = nullptr;    // [n, k]
   bool add_to_out = false;           // out += instead of out =
@@ -96,7 +99,7 @@ struct GatedLinearArgs {
   const Weight* gate = nullptr;  // [n, k] both
   const Weight* up = nullptr;
   Activation activation = Activation::kSilu;
-  Matrix out;  // [T, n]
+  Matrix out;  // [T, n] fp32, or of product_input()'s type
 };
 
 // The device is of no more use to this backend: what runs on it cannot go on. Ends the engine, never the process.
@@ -132,6 +135,13 @@ class Backend {
   // memory, or empty). Checks for NaN and infinity and throws Error(kValue) naming the tensor.
   virtual std::unique_ptr<Weight> pack(std::span<const RawTensor* const> parts, std::span<const float> bias,
                                        Packing packing) = 0;
+
+  // What attention() and gated_linear() may write and linear() read instead of fp32, for products with weights of this
+  // packing: kBF16 where their inputs are rounded to it anyway, so that nothing is lost.
+  virtual DType product_input(Packing packing) const {
+    (void)packing;
+    return DType::kF32;
+  }
 
   // --- one step -----------------------------------------------------------------------------------------------------
   // Remembers the step's rows for rope_kv_write and attention; called once a step before them.

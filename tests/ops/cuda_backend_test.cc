@@ -40,7 +40,8 @@ class Placed {
     matrix_ = {backend.allocate(values_.size() * 4), rows, cols, cols + extra, DType::kF32};
     send();
   }
-  Placed(Backend& backend, int64_t rows, int64_t cols, const std::vector<float>& dense) : Placed(backend, rows, cols) {
+  Placed(Backend& backend, int64_t rows, int64_t cols, const std::vector<float>& dense, int64_t extra = 5)
+      : Placed(backend, rows, cols, extra) {
     for (int64_t r = 0; r < rows; ++r) {
       std::copy_n(&dense[static_cast<size_t>(r * cols)], cols, &values_[static_cast<size_t>(r * matrix_.stride)]);
     }
@@ -73,6 +74,44 @@ class Placed {
   void send() { backend_.copy_from_host(matrix_.data, values_.data(), values_.size() * 4); }
   Backend& backend_;
   std::vector<float> values_;
+  Matrix matrix_;
+};
+
+// Rows of 16 bytes' alignment in the type that product_input() names, poisoned.
+class PlacedInput {
+ public:
+  PlacedInput(Backend& backend, int64_t rows, int64_t cols)
+      : backend_(backend), bytes_(static_cast<size_t>(rows * (cols + 8)) * 4, std::byte{0xff}) {
+    const DType dtype = backend.product_input(Packing::kBFloat16);
+    matrix_ = {backend.allocate(bytes_.size()), rows, cols, cols + 8, dtype};
+    backend.copy_from_host(matrix_.data, bytes_.data(), bytes_.size());
+  }
+  ~PlacedInput() { backend_.free(static_cast<std::byte*>(matrix_.data)); }
+  PlacedInput(const PlacedInput&) = delete;
+  PlacedInput& operator=(const PlacedInput&) = delete;
+
+  Matrix view() const { return matrix_; }
+  std::vector<float> read() {
+    backend_.copy_to_host(bytes_.data(), matrix_.data, bytes_.size());
+    std::vector<float> dense;
+    for (int64_t r = 0; r < matrix_.rows; ++r) {
+      for (int64_t c = 0; c < matrix_.stride; ++c) {
+        const size_t at = static_cast<size_t>(r * matrix_.stride + c);
+        const float value = matrix_.dtype == DType::kBF16 ? bf16_to_f32(reinterpret_cast<uint16_t*>(bytes_.data())[at])
+                                                          : reinterpret_cast<float*>(bytes_.data())[at];
+        if (c < matrix_.cols) {
+          dense.push_back(value);
+        } else {
+          EXPECT_TRUE(std::isnan(value)) << "a gap was written, row " << r;
+        }
+      }
+    }
+    return dense;
+  }
+
+ private:
+  Backend& backend_;
+  std::vector<std::byte> bytes_;
   Matrix matrix_;
 };
 
@@ -262,6 +301,57 @@ TEST_F(CudaBackendTest, LinearAndGatedLinear) {
   }
 }
 
+// Shapes and alignments of real models: what the streaming kernels take, and what they hand on to each other.
+TEST_F(CudaBackendTest, AlignedProductsAndTheirBf16Activations) {
+  struct Shape {
+    int64_t n, k;
+  };
+  for (const Shape shape : {Shape{16, 64}, Shape{300, 576}, Shape{1032, 4096}, Shape{40, 7168}}) {
+    for (const int64_t rows : {1, 2, 3, 5, 8, 9, 16, 17, 32, 40, 130}) {
+      const auto [n, k] = shape;
+      if (n > 1000 && rows != 1 && rows != 3 && rows != 8 && rows != 40) continue;  // the naive side is slow
+      SCOPED_TRACE("n " + std::to_string(n) + " k " + std::to_string(k) + " rows " + std::to_string(rows));
+      auto x = normal_values(rows * k, random_), w = normal_values(n * k, random_), u = normal_values(n * k, random_);
+      auto d = normal_values(24 * n, random_);
+      for (std::vector<float>* values : {&x, &w, &u, &d}) {
+        for (float& value : *values) value = rounded(value);
+      }
+      const auto before = normal_values(rows * 24, random_), bias = normal_values(n, random_);
+      const auto norm_values = normal_values(k, random_);
+      const RawTensor wt = tensor_of(w, n, k, WeightType::kBF16), ut = tensor_of(u, n, k, WeightType::kBF16);
+      const RawTensor dt = tensor_of(d, 24, n, WeightType::kBF16);
+      const RawTensor *wp = &wt, *up = &ut, *dp = &dt;
+      for (const bool with_norm : {false, true}) {
+        // Normed inputs and the gate's outputs are rounded, on the naive side not.
+        std::vector<float> exact[2];
+        int which = 0;
+        const auto work = [&](Backend& ops) {
+          const auto weight = ops.pack({&wp, 1}, bias, Packing::kBFloat16);
+          const auto other = ops.pack({&up, 1}, {}, Packing::kBFloat16);
+          const auto down = ops.pack({&dp, 1}, {}, Packing::kBFloat16);
+          Placed in(ops, rows, k, x, 8), out(ops, rows, n, 8), sum(ops, rows, 24, before, 8);
+          PlacedInput gated(ops, rows, n);
+          PlacedVector norm_weight(ops, norm_values);
+          const Norm norm{norm_weight.data(), 1e-6f};
+          const Norm* const input_norm = with_norm ? &norm : nullptr;
+          ops.linear({.x = in.view(), .input_norm = input_norm, .weight = weight.get(), .out = out.view()});
+          exact[which++] = out.read();
+          ops.gated_linear(
+              {.x = in.view(), .input_norm = input_norm, .gate = weight.get(), .up = other.get(), .out = gated.view()});
+          ops.linear({.x = gated.view(), .weight = down.get(), .add_to_out = true, .out = sum.view()});
+          std::vector<float> all = gated.read();
+          for (float& value : all) value /= static_cast<float>(k);  // of the size of the others
+          for (const float value : sum.read())
+            all.push_back(value / static_cast<float>(k) / std::sqrt(static_cast<float>(n)));
+          return all;
+        };
+        compare(1e-2, work);
+        EXPECT_LE(relative_error(exact[1], exact[0]), with_norm ? 5e-3 : 2e-5) << "seed " << seed_;
+      }
+    }
+  }
+}
+
 TEST_F(CudaBackendTest, PackJoinsPartsAndRefusesNan) {
   const auto a = normal_values(3 * 40, random_);
   auto b = normal_values(5 * 40, random_);
@@ -285,6 +375,9 @@ struct AttentionCase {
   float softcap;
   DType dtype;
   bool norms;
+  // As the models lay things out: rows aligned, rotation without norms over whole heads, left to attention() where it
+  // can be, output in product_input()'s type.
+  bool aligned = false;
 };
 
 // Prefill chunks, decodes and their mixture over a pool of NaN, with block copies, rope and norms on the way.
@@ -298,13 +391,15 @@ std::vector<float> attend_steps(Backend& ops, const AttentionCase& test, int32_t
   ops.copy_from_host(kv.base, poison.data(), bytes);
   std::vector<int32_t> free_blocks(static_cast<size_t>(blocks));
   for (int32_t i = 0; i < blocks; ++i) free_blocks[static_cast<size_t>(i)] = i;
-  std::shuffle(free_blocks.begin(), free_blocks.end(), random);
+  std::mt19937_64 order(seed + 1);  // of its own: all page sizes see the same values
+  std::shuffle(free_blocks.begin(), free_blocks.end(), order);
   std::vector<std::vector<int32_t>> tables(4);
   std::vector<int32_t> done(4, 0);
   const auto q_norm = normal_values(test.head_dim, random), k_norm = normal_values(test.head_dim, random);
   const PlacedVector q_weight(ops, q_norm), k_weight(ops, k_norm);
   const Norm q{q_weight.data(), 1e-6f}, k{k_weight.data(), 1e-6f};
-  const int32_t half = std::max(1, test.head_dim / 2 - static_cast<int32_t>(random() % 2));
+  const int32_t cut = test.aligned ? 0 : static_cast<int32_t>(random() % 2);
+  const int32_t half = std::max(1, test.head_dim / 2 - cut);
   std::vector<float> inv_freq, all;
   for (int32_t i = 0; i < half; ++i) inv_freq.push_back(std::pow(10000.0f, -static_cast<float>(i) / half));
   // (tokens of each of the four sequences) a step
@@ -341,28 +436,33 @@ std::vector<float> attend_steps(Backend& ops, const AttentionCase& test, int32_t
     const int64_t tokens = static_cast<int64_t>(batch.tokens.size());
     const int64_t cols = int64_t{test.q_heads + 2 * test.kv_heads} * test.head_dim;
     auto values = normal_values(tokens * cols, random);
-    if (test.dtype == DType::kBF16 && !test.norms) {
+    const bool rotates = test.norms || test.aligned;
+    if (test.dtype == DType::kBF16 && !rotates) {
       for (float& value : values) value = rounded(value);  // so that an unrotated KV row is exact
     }
-    Placed qkv(ops, tokens, cols, values), out(ops, tokens, int64_t{test.q_heads} * test.head_dim);
-    Placed cos(ops, tokens, half), sin(ops, tokens, half);
+    const int64_t extra = test.aligned ? 8 : 5;
+    Placed qkv(ops, tokens, cols, values, extra), out(ops, tokens, int64_t{test.q_heads} * test.head_dim);
+    PlacedInput rounded_out(ops, tokens, int64_t{test.q_heads} * test.head_dim);
+    Placed cos(ops, tokens, half, extra), sin(ops, tokens, half, extra);
     const RopeTable rope{cos.view(), sin.view()};
     ops.plan(batch, page_size);
     ops.rope_table(batch.positions, inv_freq, 1.1f, rope);
     ops.rope_kv_write({.qkv = qkv.view(),
                        .q_heads = test.q_heads,
-                       .rope = test.norms ? &rope : nullptr,
+                       .rope = rotates ? &rope : nullptr,
                        .q_norm = test.norms ? &q : nullptr,
                        .k_norm = test.norms ? &k : nullptr,
-                       .kv = kv});
+                       .kv = kv,
+                       .attention_follows = test.aligned});
     ops.attention({.q = qkv.view(),
                    .q_heads = test.q_heads,
                    .kv = kv,
                    .scale = 1 / std::sqrt(static_cast<float>(test.head_dim)),
                    .softcap = test.softcap,
                    .window = test.window,
-                   .out = out.view()});
-    std::ranges::copy(out.read(), std::back_inserter(all));
+                   .out = test.aligned ? rounded_out.view() : out.view()});
+    std::ranges::copy(test.aligned ? rounded_out.read() : out.read(), std::back_inserter(all));
+    if (test.aligned) continue;
     std::ranges::copy(cos.read(), std::back_inserter(all));
     std::ranges::copy(sin.read(), std::back_inserter(all));
   }
@@ -387,6 +487,75 @@ TEST_F(CudaBackendTest, RopeKvWriteAndPagedAttention) {
       // With rope before a bf16 pool the keys are rounded, on the naive side not.
       const bool rounds = test.dtype == DType::kBF16 && test.norms;
       compare(rounds ? 1e-2 : 1e-5, [&](Backend& ops) { return attend_steps(ops, test, page_size, seed); });
+    }
+  }
+}
+
+// The kernels that models' own shapes and alignments get. Queries, keys and softmax weights are rounded there, on the
+// naive side not.
+TEST_F(CudaBackendTest, AlignedAttention) {
+  const AttentionCase cases[] = {
+      {8, 2, 128, 0, 0, DType::kBF16, false, true},    {4, 2, 64, 0, 0, DType::kBF16, false, true},
+      {4, 1, 128, 100, 30, DType::kBF16, false, true}, {6, 1, 64, 90, 0, DType::kBF16, true, true},
+      {3, 1, 128, 0, 0, DType::kBF16, true, true},     {2, 1, 256, 0, 0, DType::kBF16, false, true},
+  };
+  for (const AttentionCase& test : cases) {
+    const uint64_t seed = random_();
+    const std::vector<float> want = attend_steps(naive_, test, 16, seed);
+    for (const int32_t page_size : {1, 8, 16, 64}) {
+      SCOPED_TRACE("heads " + std::to_string(test.q_heads) + "/" + std::to_string(test.kv_heads) + " dim " +
+                   std::to_string(test.head_dim) + " page " + std::to_string(page_size));
+      EXPECT_LE(relative_error(attend_steps(*cuda_, test, page_size, seed), want), 1e-2) << "seed " << seed_;
+    }
+  }
+}
+
+// A long prefix, so that keys are split over many blocks and each of them goes round its ring of tiles.
+std::vector<float> attend_late(Backend& ops, int32_t head_dim, int32_t window, int32_t tokens, uint64_t seed) {
+  constexpr int32_t kHeads = 4, kPage = 16, kPrefix = 14003;
+  std::mt19937_64 random(seed);
+  const int32_t blocks = (kPrefix + tokens + kPage - 1) / kPage;
+  const int64_t block_bytes = ops.kv_block_bytes(1, head_dim, kPage, DType::kBF16);
+  const std::vector<std::byte> poison(static_cast<size_t>(block_bytes * blocks), std::byte{0xff});
+  KvLayer kv{ops.allocate(poison.size()), block_bytes, blocks, kPage, 1, head_dim, DType::kBF16};
+  ops.copy_from_host(kv.base, poison.data(), poison.size());
+  std::vector<float> all;
+  for (const bool last : {false, true}) {
+    const int32_t count = last ? tokens : kPrefix;
+    Batch batch;
+    BatchRow& row = batch.rows.emplace_back();
+    row.q_len = count;
+    row.kv_len = last ? kPrefix + tokens : kPrefix;
+    row.num_blocks = (row.kv_len + kPage - 1) / kPage;
+    for (int32_t i = 0; i < row.num_blocks; ++i) batch.block_tables.push_back(blocks - 1 - i);
+    for (int32_t i = 0; i < count; ++i) {
+      batch.tokens.push_back(0);
+      batch.positions.push_back(last ? kPrefix + i : i);
+    }
+    auto values = normal_values(int64_t{count} * (kHeads + 2) * head_dim, random);
+    for (float& value : values) value = rounded(value);
+    Placed qkv(ops, count, int64_t{kHeads + 2} * head_dim, values, 8);
+    PlacedInput out(ops, count, int64_t{kHeads} * head_dim);
+    ops.plan(batch, kPage);
+    ops.rope_kv_write({.qkv = qkv.view(), .q_heads = kHeads, .kv = kv});
+    if (!last) continue;
+    ops.attention({.q = qkv.view(), .q_heads = kHeads, .kv = kv, .scale = 0.3f, .window = window, .out = out.view()});
+    all = out.read();
+  }
+  ops.free(kv.base);
+  return all;
+}
+
+TEST_F(CudaBackendTest, AttentionOverALongPrefix) {
+  for (const int32_t head_dim : {64, 128}) {
+    for (const int32_t window : {0, 9000}) {
+      for (const int32_t tokens : {1, 3, 40}) {
+        if (window > 0 && tokens == 3) continue;
+        SCOPED_TRACE("dim " + std::to_string(head_dim) + " window " + std::to_string(window) + " tokens " +
+                     std::to_string(tokens));
+        const uint64_t seed = random_();
+        compare(5e-3, [&](Backend& ops) { return attend_late(ops, head_dim, window, tokens, seed); });
+      }
     }
   }
 }

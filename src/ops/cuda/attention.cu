@@ -5,9 +5,11 @@
 #include "base/check.h"
 #include "ops/cuda/cuda_backend.h"
 #include "ops/cuda/device_math.cuh"
+#include "ops/cuda/hopper_attention.h"
 #include "ops/cuda/kv_layout.h"
 #include "ops/cuda/launch.cuh"
 #include "ops/cuda/step_plan.h"
+#include "ops/cuda/tensor_attention.h"
 
 namespace tokenmill {
 namespace {
@@ -18,6 +20,7 @@ constexpr int kTile = 32;  // keys: one a lane
 struct AttendArgs {
   const float* q;
   float* out;
+  uint16_t* out_bf16;  // instead of out, unless null
   int64_t q_stride, out_stride;
   int group, head_dim, dims;
   const std::byte* kv;
@@ -46,6 +49,15 @@ __device__ inline void load8(const uint16_t* source, float* target) {
 __device__ inline void load8(const float* source, float* target) {
   *reinterpret_cast<float4*>(target) = reinterpret_cast<const float4*>(source)[0];
   *reinterpret_cast<float4*>(target + 4) = reinterpret_cast<const float4*>(source)[1];
+}
+
+__device__ inline void put(const AttendArgs& args, int64_t token, int head, int d, float value) {
+  const int64_t at = token * args.out_stride + int64_t{head} * args.head_dim + d;
+  if (args.out_bf16 != nullptr) {
+    args.out_bf16[at] = to_bf16(value);
+  } else {
+    args.out[at] = value;
+  }
 }
 
 // Which dimension value v of a lane is: runs of up to four neighbours, so that loads are wide.
@@ -81,11 +93,10 @@ __device__ void merge_splits(const AttendArgs& args, const CudaAttentionItem& it
       for (int v = 0; v < kDims / 32; ++v) sums[v] += factor * __ldcg(partial + r * kDims + lane_dim<kDims>(lane, v));
     }
     const int query = (item.first + r) / args.group, head = blockIdx.y * args.group + (item.first + r) % args.group;
-    float* const out = args.out + (row.token_begin + query) * args.out_stride + int64_t{head} * args.head_dim;
 #pragma unroll
     for (int v = 0; v < kDims / 32; ++v) {
       const int d = lane_dim<kDims>(lane, v);
-      if (d < args.head_dim) out[d] = sums[v] / total;
+      if (d < args.head_dim) put(args, row.token_begin + query, head, d, sums[v] / total);
     }
   }
 }
@@ -215,8 +226,6 @@ __global__ void __launch_bounds__(kThreads) attend_kernel(const AttendArgs args)
     if (warp_row + r >= count) continue;
     const int flat = item.first + warp_row + r;
     const int head = blockIdx.y * args.group + flat % args.group;
-    float* const out =
-        args.out + (row.token_begin + flat / args.group) * args.out_stride + int64_t{head} * args.head_dim;
     float* const partial = partials + item.split * kFloats;
 #pragma unroll
     for (int v = 0; v < kValues; ++v) {
@@ -224,7 +233,7 @@ __global__ void __launch_bounds__(kThreads) attend_kernel(const AttendArgs args)
       if (item.num_splits > 1) {
         partial[(warp_row + r) * kDims + d] = sums[r][v];
       } else if (d < args.head_dim) {
-        out[d] = sums[r][v] / total[r];
+        put(args, row.token_begin + flat / args.group, head, d, sums[r][v] / total[r]);
       }
     }
     if (item.num_splits > 1 && lane == 0) {
@@ -267,6 +276,70 @@ void launch_attend(const AttendArgs& args, dim3 grid, cudaStream_t stream, bool 
 
 }  // namespace
 
+bool CudaBackend::has_tensor_attention(const KvLayer& kv, int32_t q_heads) const {
+  return !deterministic_ && tensor_attention_supports(kv, q_heads / kv.kv_heads);
+}
+
+bool CudaBackend::attend_by_tensor_cores(const AttentionArgs& args) {
+  const KvLayer& kv = args.kv;
+  // Queries are read by 16 bytes.
+  if (!has_tensor_attention(kv, args.q_heads) || args.q.stride % 4 != 0 || args.out.stride % 4 != 0) return false;
+  if (reinterpret_cast<uintptr_t>(args.q.data) % 16 != 0 || reinterpret_cast<uintptr_t>(args.out.data) % 16 != 0) {
+    return false;
+  }
+  StepPlan& plan = *plan_;
+  const CudaAttentionSchedule& schedule =
+      plan.schedule(args.q_heads / kv.kv_heads, kv.kv_heads, true, num_sms_, stream());
+  const size_t partial = static_cast<size_t>(tensor_partial_floats(kv.head_dim));
+  const size_t heads = static_cast<size_t>(kv.kv_heads);
+  TensorAttentionArgs kernel{
+      .q = args.q.row<float>(0),
+      .q_stride = args.q.stride,
+      .out = args.out.dtype == DType::kF32 ? args.out.row<float>(0) : nullptr,
+      .out_bf16 = args.out.dtype == DType::kBF16 ? args.out.row<uint16_t>(0) : nullptr,
+      .out_stride = args.out.stride,
+      .group = schedule.group,
+      .q_heads = args.q_heads,
+      .kv_heads = kv.kv_heads,
+      .head_dim = kv.head_dim,
+      .kv = kv.base,
+      .block_bytes = kv.block_bytes,
+      .page_shift = plan.page_shift,
+      .rows = plan.device_rows,
+      .tables = plan.device_tables,
+      .items = schedule.device_items,
+      .scale = args.scale,
+      .softcap = args.softcap,
+      .window = args.window,
+      .partials = partials_.get<float>(partial * static_cast<size_t>(schedule.num_partials) * heads, stream()),
+      .num_partials = schedule.num_partials,
+      .counters = counters_.get<int>(static_cast<size_t>(schedule.num_units) * heads, stream()),
+      .stages = schedule.stages,
+      .cos = nullptr,
+      .sin = nullptr,
+      .rope_stride = 0};
+  if (pending_rope_) {
+    TM_CHECK(pending_rope_->qkv == args.q.data && pending_rope_->kv == kv.base);
+    kernel.cos = pending_rope_->table.cos.row<float>(0);
+    kernel.sin = pending_rope_->table.sin.row<float>(0);
+    kernel.rope_stride = pending_rope_->table.cos.stride;
+    pending_rope_.reset();
+  }
+  if (!schedule.items.empty()) {
+    launch_few_row_attention(kernel, static_cast<int>(schedule.items.size()), stream(), early_launch_);
+  }
+  if (!schedule.many_items.empty()) {
+    kernel.items = schedule.device_many_items;
+    if (early_launch_ && hopper_attention_supports(kernel)) {
+      launch_hopper_attention(kernel, kv.num_blocks, static_cast<int>(schedule.many_items.size()), stream());
+      return true;
+    }
+    kernel.stages = kTensorAttentionStagesMax;
+    launch_many_row_attention(kernel, static_cast<int>(schedule.many_items.size()), stream(), early_launch_);
+  }
+  return true;
+}
+
 void CudaBackend::attention(const AttentionArgs& args) {
   StepPlan& plan = *plan_;
   const KvLayer& kv = args.kv;
@@ -278,12 +351,16 @@ void CudaBackend::attention(const AttentionArgs& args) {
   TM_CHECK(args.q.rows == plan.num_tokens && args.q.cols >= int64_t{args.q_heads} * kv.head_dim);
   TM_CHECK(args.out.rows == plan.num_tokens && args.out.cols >= int64_t{args.q_heads} * kv.head_dim);
   use_device();
-  const CudaAttentionSchedule& schedule = plan.schedule(args.q_heads / kv.kv_heads, kv.kv_heads, num_sms_, stream());
+  if (attend_by_tensor_cores(args)) return;
+  TM_CHECK(!pending_rope_);
+  const CudaAttentionSchedule& schedule =
+      plan.schedule(args.q_heads / kv.kv_heads, kv.kv_heads, false, num_sms_, stream());
   const int64_t dims_max = kv.head_dim <= 64 ? 64 : kv.head_dim <= 128 ? 128 : 256;
   const int64_t partial = schedule.rows_per_block * (dims_max + 2);
   const AttendArgs kernel{
       .q = args.q.row<float>(0),
-      .out = args.out.row<float>(0),
+      .out = args.out.dtype == DType::kF32 ? args.out.row<float>(0) : nullptr,
+      .out_bf16 = args.out.dtype == DType::kBF16 ? args.out.row<uint16_t>(0) : nullptr,
       .q_stride = args.q.stride,
       .out_stride = args.out.stride,
       .group = schedule.group,

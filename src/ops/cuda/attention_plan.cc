@@ -4,6 +4,7 @@
 
 #include "base/check.h"
 #include "ops/cuda/step_plan.h"
+#include "ops/cuda/tensor_attention.h"
 
 namespace tokenmill {
 namespace {
@@ -11,6 +12,9 @@ namespace {
 constexpr int32_t kSmallRows = 8, kLargeRows = 32;  // query rows a block takes; attention.cu has kernels of both
 constexpr int64_t kSplitKeysMin = 64;
 constexpr int64_t kSplitsMax = 64;
+constexpr int64_t kTensorSplitKeysMin = 128, kTensorTile = 64;
+// Sequences with at most this many query rows count as ones with few.
+constexpr int64_t kFewRowsMax = 2 * kTensorFewRows;
 
 // 8, 12, 16, 24, 32, 48 …
 size_t schedule_size(size_t items) {
@@ -21,12 +25,52 @@ size_t schedule_size(size_t items) {
 
 }  // namespace
 
-void CudaBackend::StepPlan::fill(CudaAttentionSchedule& schedule, int num_sms) const {
+void CudaBackend::StepPlan::fill_tensor(CudaAttentionSchedule& schedule, int num_sms) const {
+  const auto is_few = [&](const PlanRow& row) { return int64_t{row.q_len} * schedule.group <= kFewRowsMax; };
+  int64_t keys_total = 0;
+  for (const PlanRow& row : rows) {
+    const int64_t units = (int64_t{row.q_len} * schedule.group + kTensorFewRows - 1) / kTensorFewRows;
+    if (is_few(row)) keys_total += units * row.kv_len * schedule.kv_heads;
+  }
+  // About two blocks a multiprocessor, none of them with too few keys to be worth a merge.
+  const int64_t keys_per_block =
+      std::max(kTensorSplitKeysMin, (keys_total / (2 * num_sms) + kTensorTile - 1) / kTensorTile * kTensorTile);
+  int64_t tiles_max = 1;
+  for (size_t r = 0; r < rows.size(); ++r) {
+    const PlanRow& row = rows[r];
+    const int64_t total = int64_t{row.q_len} * schedule.group;
+    const int32_t per_unit = is_few(row) ? kTensorFewRows : kTensorManyRows;
+    const int64_t last_first = (total - 1) / per_unit * per_unit;
+    // The last queries see most keys: they start first.
+    for (int64_t first = last_first; first >= 0; first -= per_unit) {
+      CudaAttentionItem item{static_cast<int32_t>(r), static_cast<int32_t>(first), 0, 1, 0, 0};
+      if (!is_few(row)) {
+        schedule.many_items.push_back(item);
+        continue;
+      }
+      const int64_t last = std::min(total, first + per_unit) - 1;
+      const int64_t keys = row.kv_len - row.q_len + last / schedule.group + 1;
+      const int64_t wanted = std::clamp<int64_t>((keys + keys_per_block - 1) / keys_per_block, 1, kSplitsMax);
+      const int64_t tiles = ((keys + wanted - 1) / wanted + kTensorTile - 1) / kTensorTile;  // of a split
+      const int64_t splits = (keys + tiles * kTensorTile - 1) / (tiles * kTensorTile);
+      tiles_max = std::max(tiles_max, tiles);
+      item.num_splits = static_cast<int32_t>(splits);
+      item.unit = schedule.num_units++;
+      item.partial = schedule.num_partials;
+      for (; item.split < splits; ++item.split) schedule.items.push_back(item);
+      if (splits > 1) schedule.num_partials += static_cast<int32_t>(splits);
+    }
+  }
+  // Few blocks have room beside the products' only with two stages; many keep memory busy better with three.
+  const int64_t blocks = static_cast<int64_t>(schedule.items.size()) * schedule.kv_heads;
+  const int64_t stages_max = blocks <= 2 * num_sms ? 2 : kTensorAttentionStagesMax;
+  schedule.stages = static_cast<int32_t>(std::min(tiles_max, stages_max));
+}
+
+void CudaBackend::StepPlan::fill_plain(CudaAttentionSchedule& schedule, int num_sms) const {
   int64_t rows_max = 0;
   for (const PlanRow& row : rows) rows_max = std::max(rows_max, int64_t{row.q_len} * schedule.group);
   schedule.rows_per_block = rows_max <= kSmallRows ? kSmallRows : kLargeRows;
-  schedule.items.clear();
-  schedule.num_units = schedule.num_partials = 0;
   int64_t keys_total = 0;
   for (const PlanRow& row : rows) {
     const int64_t units = (int64_t{row.q_len} * schedule.group + schedule.rows_per_block - 1) / schedule.rows_per_block;
@@ -50,6 +94,17 @@ void CudaBackend::StepPlan::fill(CudaAttentionSchedule& schedule, int num_sms) c
       if (splits > 1) schedule.num_partials += static_cast<int32_t>(splits);
     }
   }
+}
+
+void CudaBackend::StepPlan::fill(CudaAttentionSchedule& schedule, int num_sms) const {
+  schedule.items.clear();
+  schedule.many_items.clear();
+  schedule.num_units = schedule.num_partials = 0;
+  if (schedule.tensor) {
+    fill_tensor(schedule, num_sms);
+  } else {
+    fill_plain(schedule, num_sms);
+  }
   if (!decode_only) return;
   const size_t size = schedule_size(schedule.items.size());
   schedule.items.resize(size, CudaAttentionItem{});
@@ -58,29 +113,44 @@ void CudaBackend::StepPlan::fill(CudaAttentionSchedule& schedule, int num_sms) c
 
 uint64_t CudaBackend::StepPlan::shape() const {
   uint64_t shape = 0;
-  for (const CudaAttentionSchedule& schedule : schedules) shape = shape * 65537 + schedule.items.size();
+  for (const CudaAttentionSchedule& schedule : schedules) {
+    shape = (shape * 65537 + schedule.items.size()) * 4 + static_cast<uint64_t>(schedule.stages);
+  }
   return shape;
 }
 
-const CudaAttentionSchedule& CudaBackend::StepPlan::schedule(int32_t group, int32_t kv_heads, int num_sms,
+const CudaAttentionSchedule& CudaBackend::StepPlan::schedule(int32_t group, int32_t kv_heads, bool tensor, int num_sms,
                                                              cudaStream_t stream) {
   for (const CudaAttentionSchedule& known : schedules) {
-    if (known.group == group && known.kv_heads == kv_heads) return known;
+    if (known.group == group && known.kv_heads == kv_heads && known.tensor == tensor) return known;
   }
   CudaAttentionSchedule& schedule = schedules.emplace_back();
   schedule.group = group;
   schedule.kv_heads = kv_heads;
+  schedule.tensor = tensor;
   fill(schedule, num_sms);
   // All schedules anew, so that those sent so keep their place.
   late_upload.begin();
-  std::vector<size_t> offsets;
-  for (const CudaAttentionSchedule& one : schedules)
-    offsets.push_back(late_upload.add(std::span<const CudaAttentionItem>(one.items)));
+  const std::vector<size_t> offsets = add_items(late_upload);
   late_upload.send(stream);
-  for (size_t i = 0; i < schedules.size(); ++i) {
-    schedules[i].device_items = late_upload.at<CudaAttentionItem>(offsets[i]);
-  }
+  set_items(late_upload, offsets);
   return schedule;
+}
+
+std::vector<size_t> CudaBackend::StepPlan::add_items(PackedUpload& to) const {
+  std::vector<size_t> offsets;
+  for (const CudaAttentionSchedule& schedule : schedules) {
+    offsets.push_back(to.add(std::span<const CudaAttentionItem>(schedule.items)));
+    offsets.push_back(to.add(std::span<const CudaAttentionItem>(schedule.many_items)));
+  }
+  return offsets;
+}
+
+void CudaBackend::StepPlan::set_items(const PackedUpload& from, std::span<const size_t> offsets) {
+  for (size_t i = 0; i < schedules.size(); ++i) {
+    schedules[i].device_items = from.at<CudaAttentionItem>(offsets[2 * i]);
+    schedules[i].device_many_items = from.at<CudaAttentionItem>(offsets[2 * i + 1]);
+  }
 }
 
 void CudaBackend::plan(const Batch& batch, int32_t page_size) {
@@ -122,11 +192,8 @@ void CudaBackend::plan(const Batch& batch, int32_t page_size) {
   const size_t sampled = upload.add(std::span<const int32_t>(plan.sampled));
   const size_t slots = upload.add(std::span<const int32_t>(plan.slots));
   const size_t rows = upload.add(std::span<const PlanRow>(plan.rows));
-  std::vector<size_t> items;
-  for (CudaAttentionSchedule& schedule : plan.schedules) {
-    plan.fill(schedule, num_sms_);
-    items.push_back(upload.add(std::span<const CudaAttentionItem>(schedule.items)));
-  }
+  for (CudaAttentionSchedule& schedule : plan.schedules) plan.fill(schedule, num_sms_);
+  const std::vector<size_t> items = plan.add_items(upload);
   // Last: all the others have their place whatever the lengths of the sequences.
   const size_t tables = upload.add(std::span<const int32_t>(batch.block_tables));
   upload.send(stream());
@@ -136,7 +203,7 @@ void CudaBackend::plan(const Batch& batch, int32_t page_size) {
   plan.device_slots = upload.at<int32_t>(slots);
   plan.device_tables = upload.at<int32_t>(tables);
   plan.device_rows = upload.at<PlanRow>(rows);
-  for (size_t i = 0; i < items.size(); ++i) plan.schedules[i].device_items = upload.at<CudaAttentionItem>(items[i]);
+  plan.set_items(upload, items);
 }
 
 }  // namespace tokenmill

@@ -4,6 +4,7 @@
 
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <span>
 #include <string>
 #include <unordered_map>
@@ -35,6 +36,9 @@ class CudaBackend final : public Backend {
   std::string description() const override;  // cuda_backend.cc
   int num_threads() const override { return 1; }
   bool keeps_quantized() const override { return false; }
+  DType product_input(Packing packing) const override {
+    return packing == Packing::kFloat32 || deterministic_ ? DType::kF32 : DType::kBF16;
+  }
   bool has_graphs() const override { return true; }
   void run_graph(uint64_t key, const std::function<void()>& work) override;  // cuda_backend.cc
   int64_t num_graph_launches() const { return graphs_.num_launches(); }
@@ -69,6 +73,12 @@ class CudaBackend final : public Backend {
 
  private:
   struct StepPlan;  // step_plan.h
+  // What rope_kv_write() has left to the attention() that follows it.
+  struct PendingRope {
+    const void* qkv;
+    const std::byte* kv;
+    RopeTable table;
+  };
 
   // The values on the device: a part of the step's upload where they are the same, else a copy of their own. In a
   // record only spans of the planned batch itself will do.
@@ -76,13 +86,26 @@ class CudaBackend final : public Backend {
   const float* device_inv_freq(std::span<const float> inv_freq);
   // x, normed if asked, in the weight's type and stride: [rows, stride].
   void prepare_input(Matrix x, const Norm* norm, const CudaWeight& weight, void* out);  // norm.cu
-  void gemm(const CudaWeight& weight, const void* x, int64_t rows, bool add, Matrix out);
+  bool has_tensor_attention(const KvLayer& kv, int32_t q_heads) const;                  // attention.cu
+  bool attend_by_tensor_cores(const AttentionArgs& args);
+  struct PreparedInput {
+    const void* data;  // in the weight's type, padded with zeros to its stride
+    int64_t stride;
+  };
+  // x itself where it will do, else prepare_input() into scratch.
+  PreparedInput input_of(Matrix x, const Norm* norm, const CudaWeight& weight);  // linear.cu
+  // False where stream_linear.h cannot do it.
+  bool stream_product(Matrix x, const Norm* norm, const CudaWeight& weight, const CudaWeight* second,
+                      Activation activation, bool add, Matrix out);
+  void gemm(const CudaWeight& weight, PreparedInput x, int64_t rows, bool add, Matrix out);
+  template <class T>
+  void gated_gemm(const GatedLinearArgs& args, const CudaWeight& gate, const CudaWeight& up, PreparedInput x);
   // The same for deterministic inference.
   void invariant_product(const CudaWeight& weight, const void* x, int64_t rows, bool add,
                          Matrix out);  // linear_invariant.cu
 
   int device_;
-  int gemv_rows_max_;
+  int gemv_rows_max_, stream_rows_max_;
   bool deterministic_;
   int num_sms_ = 0;
   bool early_launch_ = false;  // launch.cuh
@@ -93,6 +116,7 @@ class CudaBackend final : public Backend {
   std::unordered_map<std::byte*, DeviceMemory> allocations_;
   std::unique_ptr<StepPlan> plan_;
   StepGraphs graphs_;
+  std::optional<PendingRope> pending_rope_;
   struct Frequencies {
     std::vector<float> values;
     DeviceMemory memory;

@@ -12,6 +12,8 @@ struct CudaOptions {
   int device = 0;
   // Products of up to this many rows (at most 8) go through our streaming kernels, larger ones through cuBLAS.
   int gemv_rows_max = 4;
+  // The same for the kernels of stream_linear.h (at most 32), which come first where they can be used.
+  int stream_rows_max = 16;
   // Kernels whose results for a row never depend on the step's other rows, bit for bit.
   bool deterministic = false;
 };

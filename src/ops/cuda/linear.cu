@@ -1,10 +1,12 @@
-// Products with weights: streaming kernels for few rows, cuBLAS for more. Sums in fp32.
+// Products with weights: stream_linear.h for few rows where it can, else for very few the plain streaming kernel below,
+// and cuBLAS for more. Sums in fp32.
 #include <algorithm>
 
 #include "base/check.h"
 #include "ops/cuda/cuda_backend.h"
 #include "ops/cuda/device_math.cuh"
 #include "ops/cuda/launch.cuh"
+#include "ops/cuda/stream_linear.h"
 
 namespace tokenmill {
 namespace {
@@ -12,7 +14,7 @@ namespace {
 constexpr int kGemvWarps = 4;
 constexpr int kUnroll = 4;                                // 16-byte loads in flight of each weight row and lane
 constexpr int64_t kRoundRowsMax = 2;                      // so few rows are rounded by the streaming kernel itself
-constexpr int64_t kProductFloatsMax = int64_t{64} << 20;  // of a gated layer's second product
+constexpr int64_t kProductFloatsMax = int64_t{64} << 20;  // of one of a gated layer's two products
 
 __device__ inline float activate(Activation activation, float x) {
   if (activation == Activation::kSilu) return x / (1.0f + expf(-x));
@@ -60,6 +62,7 @@ struct GemvArgs {
   bool add;
   Activation activation;
   float* out;
+  uint16_t* out_bf16;  // gated: instead of out, unless null
   int64_t out_stride;
 };
 
@@ -130,13 +133,18 @@ __global__ void __launch_bounds__(32 * kGemvWarps) gemv_kernel(const GemvArgs ar
   for (int m = 0; m < kM; ++m) {
     float s0 = warp_sum(sum0[m]), s1 = warp_sum(sum1[m]);
     if (lane != 0 || m >= args.rows) continue;
-    float* const out = args.out + m * args.out_stride;
     if (args.bias != nullptr) s0 += args.bias[first];
     if (kGated) {
       if (args.second_bias != nullptr) s1 += args.second_bias[first];
-      out[first] = activate(args.activation, s0) * s1;
+      const float value = activate(args.activation, s0) * s1;
+      if (args.out_bf16 != nullptr) {
+        args.out_bf16[m * args.out_stride + first] = to_bf16(value);
+      } else {
+        args.out[m * args.out_stride + first] = value;
+      }
       continue;
     }
+    float* const out = args.out + m * args.out_stride;
     out[first] = args.add ? out[first] + s0 : s0;
     if (first + 1 < args.n) {
       if (args.bias != nullptr) s1 += args.bias[first + 1];
@@ -166,54 +174,120 @@ __global__ void add_bias_kernel(float* out, int64_t stride, int64_t cols, const 
   if (col < cols) out[blockIdx.y * stride + col] += bias[col];
 }
 
-__global__ void gate_kernel(float* out, int64_t stride, const float* up, int64_t cols, const float* gate_bias,
-                            const float* up_bias, Activation activation) {
-  const int64_t col = blockIdx.x * int64_t{256} + threadIdx.x;
-  if (col >= cols) return;
-  float& value = out[blockIdx.y * stride + col];
-  const float gate = value + (gate_bias != nullptr ? gate_bias[col] : 0.0f);
-  value = activate(activation, gate) * (up[blockIdx.y * cols + col] + (up_bias != nullptr ? up_bias[col] : 0.0f));
+// out = act(gate) * up. fp32: gate is out; bf16: both are products rounded to bf16.
+template <class T>
+__global__ void gate_kernel(const T* gate, int64_t gate_stride, const T* up, int64_t cols, const float* gate_bias,
+                            const float* up_bias, Activation activation, T* out, int64_t out_stride) {
+  constexpr int kVector = 16 / sizeof(T);
+  const int64_t row = blockIdx.y, first = (blockIdx.x * int64_t{256} + threadIdx.x) * kVector;
+  const auto value = [&](int64_t col, T gate_value, T up_value) {
+    const float g = to_float(gate_value) + (gate_bias != nullptr ? gate_bias[col] : 0.0f);
+    const float u = to_float(up_value) + (up_bias != nullptr ? up_bias[col] : 0.0f);
+    return from_float<T>(activate(activation, g) * u);
+  };
+  gate += row * gate_stride;
+  up += row * cols;
+  out += row * out_stride;
+  const bool aligned = cols % kVector == 0 && gate_stride % kVector == 0 && out_stride % kVector == 0;
+  if (aligned && first < cols) {
+    alignas(16) T a[kVector], b[kVector];
+    *reinterpret_cast<uint4*>(a) = *reinterpret_cast<const uint4*>(gate + first);
+    *reinterpret_cast<uint4*>(b) = *reinterpret_cast<const uint4*>(up + first);
+#pragma unroll
+    for (int i = 0; i < kVector; ++i) a[i] = value(first + i, a[i], b[i]);
+    *reinterpret_cast<uint4*>(out + first) = *reinterpret_cast<uint4*>(a);
+    return;
+  }
+  for (int64_t col = first; col < min(first + kVector, cols); ++col) out[col] = value(col, gate[col], up[col]);
 }
 
 constexpr int64_t kGridYMax = 65535;
 
-dim3 cell_grid(int64_t rows, int64_t cols) {
-  return dim3(static_cast<unsigned>((cols + 255) / 256), static_cast<unsigned>(rows));
+dim3 cell_grid(int64_t rows, int64_t cols, int64_t per_thread = 1) {
+  const int64_t per_block = 256 * per_thread;
+  return dim3(static_cast<unsigned>((cols + per_block - 1) / per_block), static_cast<unsigned>(rows));
 }
+
+const uint16_t* bf16_of(const CudaWeight& weight) { return reinterpret_cast<const uint16_t*>(weight.memory.data()); }
+
+bool is_aligned(const void* pointer) { return reinterpret_cast<uintptr_t>(pointer) % 16 == 0; }
 
 }  // namespace
 
 // Row-major out [rows, n] is column-major [n, rows]: out^T = W x^T. Without the bias.
-void CudaBackend::gemm(const CudaWeight& weight, const void* x, int64_t rows, bool add, Matrix out) {
-  if (deterministic_) return invariant_product(weight, x, rows, add, out);
+void CudaBackend::gemm(const CudaWeight& weight, PreparedInput x, int64_t rows, bool add, Matrix out) {
+  if (deterministic_) {
+    TM_CHECK(x.stride == weight.stride && out.dtype == DType::kF32);
+    return invariant_product(weight, x.data, rows, add, out);
+  }
   const float alpha = 1, beta = add ? 1.0f : 0.0f;
   const cudaDataType_t type = weight.is_float ? CUDA_R_32F : CUDA_R_16BF;
+  const cudaDataType_t out_type = out.dtype == DType::kBF16 ? CUDA_R_16BF : CUDA_R_32F;
   const cublasComputeType_t compute = weight.is_float ? CUBLAS_COMPUTE_32F_PEDANTIC : CUBLAS_COMPUTE_32F;
   TM_CUBLAS(cublasGemmEx(cublas_->get(), CUBLAS_OP_T, CUBLAS_OP_N, static_cast<int>(weight.n), static_cast<int>(rows),
                          static_cast<int>(weight.stride), &alpha, weight.memory.data(), type,
-                         static_cast<int>(weight.stride), x, type, static_cast<int>(weight.stride), &beta, out.data,
-                         CUDA_R_32F, static_cast<int>(out.stride), compute, CUBLAS_GEMM_DEFAULT));
+                         static_cast<int>(weight.stride), x.data, type, static_cast<int>(x.stride), &beta, out.data,
+                         out_type, static_cast<int>(out.stride), compute, CUBLAS_GEMM_DEFAULT));
+}
+
+CudaBackend::PreparedInput CudaBackend::input_of(Matrix x, const Norm* norm, const CudaWeight& weight) {
+  const bool is_ready = x.dtype == DType::kBF16 && norm == nullptr && !weight.is_float && weight.stride == weight.k &&
+                        x.stride % 8 == 0 && is_aligned(x.data);
+  if (is_ready) return {x.data, x.stride};
+  const size_t bytes = static_cast<size_t>(x.rows * weight.stride) * (weight.is_float ? 4 : 2);
+  std::byte* const prepared = input_.get<std::byte>(bytes, stream());
+  prepare_input(x, norm, weight, prepared);
+  return {prepared, weight.stride};
+}
+
+bool CudaBackend::stream_product(Matrix x, const Norm* norm, const CudaWeight& weight, const CudaWeight* second,
+                                 Activation activation, bool add, Matrix out) {
+  if (!early_launch_ || x.rows > stream_rows_max_ || weight.is_float || weight.stride != weight.k) return false;
+  StreamProduct product{.weight = bf16_of(weight),
+                        .second = second != nullptr ? bf16_of(*second) : nullptr,
+                        .bias = weight.bias,
+                        .second_bias = second != nullptr ? second->bias : nullptr,
+                        .n = weight.n,
+                        .k = weight.k,
+                        .rows = static_cast<int>(x.rows),
+                        .x = x.data,
+                        .x_float = x.dtype == DType::kF32,
+                        .x_stride = x.stride,
+                        .norm = norm != nullptr ? norm->weight : nullptr,
+                        .eps = norm != nullptr ? norm->eps : 0.0f,
+                        .add = add,
+                        .activation = activation,
+                        .out = out.dtype == DType::kF32 ? out.row<float>(0) : nullptr,
+                        .out_bf16 = out.dtype == DType::kBF16 ? out.row<uint16_t>(0) : nullptr,
+                        .out_stride = out.stride};
+  if (!can_stream(product)) {
+    const PreparedInput prepared = input_of(x, norm, weight);
+    product.x = prepared.data;
+    product.x_float = false;
+    product.x_stride = prepared.stride;
+    product.norm = nullptr;
+    if (!can_stream(product)) return false;
+  }
+  launch_stream_product(product, num_sms_, stream());
+  return true;
 }
 
 void CudaBackend::linear(const LinearArgs& args) {
   const auto& weight = static_cast<const CudaWeight&>(*args.weight);
   TM_CHECK(args.x.cols == weight.k && args.out.cols == weight.n && args.x.rows == args.out.rows);
-  TM_CHECK(args.x.dtype == DType::kF32 && args.out.dtype == DType::kF32);
+  TM_CHECK(args.out.dtype == DType::kF32);
+  TM_CHECK(args.x.dtype == DType::kF32 || (args.x.dtype == DType::kBF16 && args.input_norm == nullptr));
   const int64_t rows = args.x.rows;
   if (rows == 0) return;
   TM_CHECK(rows <= kGridYMax);
   use_device();
-  // Whole and aligned fp32 rows go to the streaming kernel as they are.
-  const bool as_is = !weight.is_float && args.input_norm == nullptr &&
+  if (stream_product(args.x, args.input_norm, weight, nullptr, Activation::kSilu, args.add_to_out, args.out)) return;
+  // Whole and aligned fp32 rows go to the plain streaming kernel as they are.
+  const bool as_is = args.x.dtype == DType::kF32 && !weight.is_float && args.input_norm == nullptr &&
                      rows <= std::min<int64_t>(kRoundRowsMax, gemv_rows_max_) && weight.stride == weight.k &&
-                     args.x.stride % 4 == 0 && reinterpret_cast<uintptr_t>(args.x.data) % 16 == 0;
-  const void* x = args.x.data;
-  if (!as_is) {
-    const size_t bytes = static_cast<size_t>(rows * weight.stride) * (weight.is_float ? 4 : 2);
-    std::byte* const prepared = input_.get<std::byte>(bytes, stream());
-    prepare_input(args.x, args.input_norm, weight, prepared);
-    x = prepared;
-  }
+                     args.x.stride % 4 == 0 && is_aligned(args.x.data);
+  PreparedInput x{args.x.data, args.x.stride};
+  if (!as_is) x = input_of(args.x, args.input_norm, weight);
   if (rows > gemv_rows_max_) {
     gemm(weight, x, rows, args.add_to_out, args.out);
     if (weight.bias == nullptr) return;
@@ -225,14 +299,15 @@ void CudaBackend::linear(const LinearArgs& args) {
                       .second = nullptr,
                       .bias = weight.bias,
                       .second_bias = nullptr,
-                      .x = x,
-                      .x_stride = as_is ? args.x.stride : weight.stride,
+                      .x = x.data,
+                      .x_stride = x.stride,
                       .stride = weight.stride,
                       .n = weight.n,
                       .rows = static_cast<int>(rows),
                       .add = args.add_to_out,
                       .activation = Activation::kSilu,
                       .out = args.out.row<float>(0),
+                      .out_bf16 = nullptr,
                       .out_stride = args.out.stride};
   if (weight.is_float) {
     launch_gemv<float, float, false>(gemv, stream(), early_launch_);
@@ -248,40 +323,52 @@ void CudaBackend::gated_linear(const GatedLinearArgs& args) {
   const auto& up = static_cast<const CudaWeight&>(*args.up);
   TM_CHECK(args.x.cols == gate.k && gate.k == up.k && gate.n == up.n && gate.is_float == up.is_float);
   TM_CHECK(args.out.cols == gate.n && args.x.rows == args.out.rows);
-  TM_CHECK(args.x.dtype == DType::kF32 && args.out.dtype == DType::kF32);
+  TM_CHECK(args.x.dtype == DType::kF32);
+  TM_CHECK(args.out.dtype == DType::kF32 || (args.out.dtype == DType::kBF16 && !gate.is_float));
   const int64_t rows = args.x.rows;
   if (rows == 0) return;
   use_device();
-  const int64_t size = gate.is_float ? 4 : 2;
-  std::byte* const x = input_.get<std::byte>(static_cast<size_t>(rows * gate.stride * size), stream());
-  prepare_input(args.x, args.input_norm, gate, x);
+  if (stream_product(args.x, args.input_norm, gate, &up, args.activation, false, args.out)) return;
+  const PreparedInput x = input_of(args.x, args.input_norm, gate);
   if (rows <= gemv_rows_max_) {
     const GemvArgs gemv{.weight = gate.memory.data(),
                         .second = up.memory.data(),
                         .bias = gate.bias,
                         .second_bias = up.bias,
-                        .x = x,
-                        .x_stride = gate.stride,
+                        .x = x.data,
+                        .x_stride = x.stride,
                         .stride = gate.stride,
                         .n = gate.n,
                         .rows = static_cast<int>(rows),
                         .add = false,
                         .activation = args.activation,
-                        .out = args.out.row<float>(0),
+                        .out = args.out.dtype == DType::kF32 ? args.out.row<float>(0) : nullptr,
+                        .out_bf16 = args.out.dtype == DType::kBF16 ? args.out.row<uint16_t>(0) : nullptr,
                         .out_stride = args.out.stride};
     return gate.is_float ? launch_gemv<float, float, true>(gemv, stream(), early_launch_)
                          : launch_gemv<uint16_t, uint16_t, true>(gemv, stream(), early_launch_);
   }
+  if (args.out.dtype == DType::kBF16) return gated_gemm<uint16_t>(args, gate, up, x);
+  gated_gemm<float>(args, gate, up, x);
+}
+
+// Both products, then the gate over them. With a bf16 output both are rounded to bf16 on the way.
+template <class T>
+void CudaBackend::gated_gemm(const GatedLinearArgs& args, const CudaWeight& gate, const CudaWeight& up,
+                             PreparedInput x) {
+  constexpr DType kType = sizeof(T) == 2 ? DType::kBF16 : DType::kF32;
+  const int64_t rows = args.x.rows, size = gate.is_float ? 4 : 2;
   const int64_t chunk = std::clamp<int64_t>(kProductFloatsMax / gate.n, 1, std::min(rows, kGridYMax));
-  float* const product = product_.get<float>(static_cast<size_t>(chunk * gate.n), stream());
+  const int64_t cells = (chunk * gate.n + 7) / 8 * 8;
+  T* const products = product_.get<T>(static_cast<size_t>(2 * cells), stream());
   for (int64_t first = 0; first < rows; first += chunk) {
     const int64_t count = std::min(chunk, rows - first);
     const Matrix out = args.out.slice_rows(first, count);
-    const std::byte* const rows_x = x + first * gate.stride * size;
-    gemm(gate, rows_x, count, false, out);
-    gemm(up, rows_x, count, false, {product, count, gate.n, gate.n, DType::kF32});
-    gate_kernel<<<cell_grid(count, gate.n), 256, 0, stream()>>>(out.row<float>(0), out.stride, product, gate.n,
-                                                                gate.bias, up.bias, args.activation);
+    const PreparedInput part{static_cast<const std::byte*>(x.data) + first * x.stride * size, x.stride};
+    gemm(gate, part, count, false, {products, count, gate.n, gate.n, kType});
+    gemm(up, part, count, false, {products + cells, count, gate.n, gate.n, kType});
+    gate_kernel<T><<<cell_grid(count, gate.n, 16 / sizeof(T)), 256, 0, stream()>>>(
+        products, gate.n, products + cells, gate.n, gate.bias, up.bias, args.activation, out.row<T>(0), out.stride);
     check_launch("gate");
   }
 }

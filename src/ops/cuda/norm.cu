@@ -10,9 +10,10 @@ namespace {
 
 constexpr int kThreads = 512;
 
-__device__ float rms_scale(const float* x, int64_t cols, float eps) {
+template <class X>
+__device__ float rms_scale(const X* x, int64_t cols, float eps) {
   float squares = 0;
-  for (int64_t i = threadIdx.x; i < cols; i += blockDim.x) squares += x[i] * x[i];
+  for (int64_t i = threadIdx.x; i < cols; i += blockDim.x) squares += to_float(x[i]) * to_float(x[i]);
   return rsqrtf(block_sum(squares) / static_cast<float>(cols) + eps);
 }
 
@@ -31,7 +32,7 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 struct PrepareArgs {
-  const float* x;
+  const void* x;  // X
   int64_t x_stride, cols;
   const float* weight;  // null: no norm
   float eps;
@@ -40,10 +41,10 @@ struct PrepareArgs {
 };
 
 // grid.y blocks share a row where there is no norm. Rows of up to kHeld values a thread are read once.
-template <class T>
+template <class X, class T>
 __global__ void __launch_bounds__(kThreads) prepare_kernel(const PrepareArgs args) {
   constexpr int kHeld = 8;
-  const float* const x = args.x + blockIdx.x * args.x_stride;
+  const X* const x = static_cast<const X*>(args.x) + blockIdx.x * args.x_stride;
   T* const out = static_cast<T*>(args.out) + blockIdx.x * args.out_stride;
   let_next_start();
   if (args.weight != nullptr && args.out_stride <= kHeld * kThreads) {
@@ -57,7 +58,7 @@ __global__ void __launch_bounds__(kThreads) prepare_kernel(const PrepareArgs arg
 #pragma unroll
     for (int u = 0; u < kHeld; ++u) {
       const int i = threadIdx.x + u * kThreads;
-      held[u] = i < args.cols ? x[i] : 0.0f;
+      held[u] = i < args.cols ? to_float(x[i]) : 0.0f;
       squares += held[u] * held[u];
     }
     const float scale = rsqrtf(block_sum(squares) / static_cast<float>(args.cols) + args.eps);
@@ -72,7 +73,7 @@ __global__ void __launch_bounds__(kThreads) prepare_kernel(const PrepareArgs arg
   const float scale = args.weight != nullptr ? rms_scale(x, args.cols, args.eps) : 1.0f;
   for (int64_t i = blockIdx.y * int64_t{kThreads} + threadIdx.x; i < args.out_stride;
        i += int64_t{kThreads} * gridDim.y) {
-    float value = i < args.cols ? x[i] : 0.0f;
+    float value = i < args.cols ? to_float(x[i]) : 0.0f;
     if (args.weight != nullptr && i < args.cols) value = value * scale * args.weight[i];
     out[i] = from_float<T>(value);
   }
@@ -101,15 +102,18 @@ void CudaBackend::add_rms_norm(Matrix x, const Norm& norm, Matrix sum) {
 void CudaBackend::prepare_input(Matrix x, const Norm* norm, const CudaWeight& weight, void* out) {
   const int64_t pieces = norm != nullptr ? 1 : (weight.stride + 4 * kThreads - 1) / (4 * kThreads);
   const dim3 grid(static_cast<unsigned>(x.rows), static_cast<unsigned>(pieces));
-  const PrepareArgs args{.x = x.row<float>(0),
+  const PrepareArgs args{.x = x.data,
                          .x_stride = x.stride,
                          .cols = x.cols,
                          .weight = norm != nullptr ? norm->weight : nullptr,
                          .eps = norm != nullptr ? norm->eps : 0.0f,
                          .out = out,
                          .out_stride = weight.stride};
-  launch_early("prepare_input", weight.is_float ? prepare_kernel<float> : prepare_kernel<uint16_t>, grid, kThreads, 0,
-               stream(), early_launch_, args);
+  const auto kernel = x.dtype == DType::kBF16 ? weight.is_float ? prepare_kernel<uint16_t, float>
+                                                                : prepare_kernel<uint16_t, uint16_t>
+                      : weight.is_float       ? prepare_kernel<float, float>
+                                              : prepare_kernel<float, uint16_t>;
+  launch_early("prepare_input", kernel, grid, kThreads, 0, stream(), early_launch_, args);
 }
 
 }  // namespace tokenmill

@@ -130,6 +130,15 @@ void CudaBackend::rope_kv_write(const RopeKvArgs& args) {
   TM_CHECK(args.rope == nullptr || (2 * args.rope->cos.cols <= kv.head_dim && args.rope->cos.rows == args.qkv.rows));
   for (const int32_t slot : plan.slots) TM_CHECK(slot >> plan.page_shift < kv.num_blocks);
   use_device();
+  // For rows of one token the attention kernel can do all of this itself.
+  const bool plain = args.rope != nullptr && args.q_norm == nullptr && args.k_norm == nullptr &&
+                     2 * args.rope->cos.cols == kv.head_dim && args.rope->cos.stride % 2 == 0 &&
+                     args.rope->cos.stride == args.rope->sin.stride;
+  if (args.attention_follows && plain && plan.decode_only && has_tensor_attention(kv, args.q_heads) &&
+      args.qkv.stride % 4 == 0 && reinterpret_cast<uintptr_t>(args.qkv.data) % 16 == 0) {
+    pending_rope_ = PendingRope{args.qkv.data, kv.base, *args.rope};
+    return;
+  }
   const RopeArgs kernel{.qkv = args.qkv.row<float>(0),
                         .stride = args.qkv.stride,
                         .q_heads = args.q_heads,

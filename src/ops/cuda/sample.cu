@@ -77,12 +77,23 @@ __device__ Peak find_peak(const float* x, int vocab, float below, int32_t below_
   float best = -INFINITY;
   int32_t best_id = INT32_MAX;
   bool bad = false;
-  for (int i = threadIdx.x; i < vocab; i += kThreads) {
-    const float value = x[i];
-    bad |= isnan(value) || value == INFINITY;
-    if (better(below, below_id, value, i) && better(value, i, best, best_id)) {
-      best = value;
-      best_id = i;
+  constexpr int kUnroll = 16;  // loads under way
+  for (int first = threadIdx.x; first < vocab; first += kUnroll * kThreads) {
+    float values[kUnroll];
+#pragma unroll
+    for (int u = 0; u < kUnroll; ++u) {
+      const int i = first + u * kThreads;
+      values[u] = i < vocab ? x[i] : -INFINITY;
+    }
+#pragma unroll
+    for (int u = 0; u < kUnroll; ++u) {
+      const int i = first + u * kThreads;
+      const float value = values[u];
+      bad |= isnan(value) || value == INFINITY;
+      if (i < vocab && better(below, below_id, value, i) && better(value, i, best, best_id)) {
+        best = value;
+        best_id = i;
+      }
     }
   }
   for (int offset = 16; offset > 0; offset >>= 1) {

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <span>
 #include <vector>
 
 #include "ops/cuda/cuda_backend.h"
@@ -12,8 +13,12 @@ struct PlanRow {
   int32_t q_len, kv_len, token_begin, block_begin;
 };
 
-// A unit is a run of up to rows_per_block query rows (query x head of the group) of one sequence; an item is one split
-// of its keys. Every item is one block a KV head.
+// Query rows (query x head of the group) a block of the tensor core kernels takes: of sequences with few new tokens,
+// and of those with many.
+constexpr int32_t kTensorFewRows = 16, kTensorManyRows = 128;
+
+// A unit is a run of up to that many, or rows_per_block, query rows of one sequence; an item is one split of its keys.
+// Every item is one block a KV head.
 struct CudaAttentionItem {
   int32_t row, first;         // first query row: query * group + head in group
   int32_t split, num_splits;  // no splits: nothing to do, there to fill a record's grid
@@ -22,10 +27,13 @@ struct CudaAttentionItem {
 };
 
 struct CudaAttentionSchedule {
-  int32_t group = 0, kv_heads = 0, rows_per_block = 0;
-  std::vector<CudaAttentionItem> items;
+  int32_t group = 0, kv_heads = 0;
+  bool tensor = false;  // for tensor_attention.h; else for the plain kernel
+  int32_t rows_per_block = 0;
+  std::vector<CudaAttentionItem> items, many_items;  // many_items: tensor only, of sequences with many new tokens
   int32_t num_units = 0, num_partials = 0;
-  const CudaAttentionItem* device_items = nullptr;
+  int32_t stages = 0;  // tensor: tiles of keys in shared memory
+  const CudaAttentionItem *device_items = nullptr, *device_many_items = nullptr;
 };
 
 struct CudaBackend::StepPlan {
@@ -42,15 +50,20 @@ struct CudaBackend::StepPlan {
   const int32_t *device_slots = nullptr, *device_tables = nullptr;
   const PlanRow* device_rows = nullptr;
 
-  // One for each pair of head counts met so far; a new one is sent by itself the first time.
+  // One for each pair of head counts and kind met so far; a new one is sent by itself the first time.
   std::vector<CudaAttentionSchedule> schedules;
   PackedUpload late_upload;
 
   void fill(CudaAttentionSchedule& schedule, int num_sms) const;
+  void fill_plain(CudaAttentionSchedule& schedule, int num_sms) const;
+  void fill_tensor(CudaAttentionSchedule& schedule, int num_sms) const;
+  // All schedules' items into an upload, and, once it is sent, their places.
+  std::vector<size_t> add_items(PackedUpload& to) const;
+  void set_items(const PackedUpload& from, std::span<const size_t> offsets);
   // Steps of one token a row have schedules of a few sizes only, filled with items that do nothing, so that records of
   // them fit many steps. What tells these sizes apart:
   uint64_t shape() const;
-  const CudaAttentionSchedule& schedule(int32_t group, int32_t kv_heads, int num_sms, cudaStream_t stream);
+  const CudaAttentionSchedule& schedule(int32_t group, int32_t kv_heads, bool tensor, int num_sms, cudaStream_t stream);
 };
 
 }  // namespace tokenmill

@@ -1,0 +1,77 @@
+// Tensor core products of bf16 (sm_80 and later) and the loads that feed them.
+#pragma once
+
+#include <cstdint>
+
+namespace tokenmill {
+
+__device__ inline uint32_t shared_address(const void* pointer) {
+  return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
+}
+
+// Both rounded to nearest even; a in the low half.
+__device__ inline uint32_t bf16_pair(float a, float b) {
+  uint32_t bits;
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(bits) : "f"(b), "f"(a));
+  return bits;
+}
+
+// Denormal results are zero.
+__device__ inline float exp2_fast(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
+// sums += a [16, 16] b [16, 8]. Lane (g, t) = (lane / 4, lane % 4) holds of a: (g, 2t), (g + 8, 2t), (g, 2t + 8),
+// (g + 8, 2t + 8), each with its right neighbour; of b: (2t, g), (2t + 8, g), each with the one below; of the sums:
+// (g, 2t), (g, 2t + 1), (g + 8, 2t), (g + 8, 2t + 1).
+__device__ inline void mma_bf16(float (&sums)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint32_t b0,
+                                uint32_t b1) {
+  asm volatile(
+      "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+      "{%0, %1, %2, %3};"
+      : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3])
+      : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
+}
+
+__device__ inline uint4 load_shared16(uint32_t address) {
+  uint4 v;
+  asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+               : "r"(address));
+  return v;
+}
+
+// Four 8x8 matrices of 16-bit values; lanes 8i .. 8i + 7 give the rows' addresses of matrix i.
+__device__ inline void load_matrices(uint32_t (&m)[4], uint32_t address) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(m[0]), "=r"(m[1]), "=r"(m[2]), "=r"(m[3])
+               : "r"(address));
+}
+__device__ inline void load_matrices_transposed(uint32_t (&m)[4], uint32_t address) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(m[0]), "=r"(m[1]), "=r"(m[2]), "=r"(m[3])
+               : "r"(address));
+}
+
+// 16 bytes to shared memory in the background; zeros where not `valid`.
+__device__ inline void copy_async16(uint32_t target, const void* source, bool valid) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(target), "l"(source), "r"(valid ? 16 : 0)
+               : "memory");
+}
+__device__ inline void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+// Until at most kLeft of the committed groups are under way.
+template <int kLeft>
+__device__ inline void wait_copies() {
+  asm volatile("cp.async.wait_group %0;" ::"n"(kLeft) : "memory");
+}
+
+// Byte offset of a row's 16-byte chunk in a tile of kWidth bf16 columns, swizzled so that eight rows' same chunks lie
+// in different banks. kWidth is a multiple of 64.
+template <int kWidth>
+__device__ inline uint32_t swizzled(int row, int chunk) {
+  return static_cast<uint32_t>(row * (kWidth * 2) + ((chunk ^ (row & 7)) * 16));
+}
+
+}  // namespace tokenmill

@@ -1,0 +1,370 @@
+// One block a multiprocessor, each with tiles of 16 weight rows (gated: 8 of gate and 8 of up) of its own. One thread
+// keeps a ring of stages filled by tensor copies: weights [16][kPiece], and of a bf16 input [rows][kPiece] beside them.
+// Eight warps multiply, weights as the 16-row operand and up to eight input rows as the other, every warp a part of the
+// stage's K; their sums meet in shared memory at the end of a tile.
+//
+// The next kernel's blocks come as soon as there is room, and fill their ring before this one has ended. What was slower:
+// letting them come only when the last weights are under way; rings so small that two such blocks fit one
+// multiprocessor; prefetching more weights into L2.
+//
+// Within a mma's 16 K the order of K is free so long as both operands agree: lane (g, t) takes 16 neighbouring bytes of
+// its row, for two mmas, instead of the pieces of 4 bytes the instruction is described with.
+#include "ops/cuda/stream_linear.h"
+
+#include <algorithm>
+
+#include "base/check.h"
+#include "ops/cuda/device_math.cuh"
+#include "ops/cuda/hopper.cuh"
+#include "ops/cuda/launch.cuh"
+#include "ops/cuda/mma.cuh"
+#include "ops/cuda/tensor_map.h"
+
+namespace tokenmill {
+namespace {
+
+constexpr int kWarps = 8, kThreads = 32 * kWarps;  // that multiply
+constexpr int kTileRows = 16;
+constexpr int kStagesMax = 16;
+// More than half of a multiprocessor's, so that two of these blocks never share one and leave another without; and little
+// enough for a block of attention's beside it.
+constexpr size_t kSharedBytes = size_t{154} << 10;
+
+enum class Input { kBF16, kFloat, kNormed };
+
+struct StreamArgs {
+  CUtensorMap weight, second, x;  // boxes [rows][kPiece / 64][64]; x: kBF16 only
+  const float *bias, *second_bias;
+  const float* x_float;
+  int64_t x_stride;
+  const float* norm;
+  float eps;
+  int k, n, rows;
+  bool add;
+  Activation activation;
+  float* out;
+  uint16_t* out_bf16;
+  int64_t out_stride;
+  int stages, stage_bytes;
+};
+
+__device__ inline float activate(Activation activation, float x) {
+  if (activation == Activation::kSilu) return x / (1.0f + expf(-x));
+  return 0.5f * x * (1.0f + tanhf(0.7978845608028654f * (x + 0.044715f * x * x * x)));
+}
+
+__device__ inline void sync_multipliers() { asm volatile("bar.sync 1, %0;" ::"n"(kThreads) : "memory"); }
+
+// Rows of fp32 input in shared memory: an odd multiple of 64 bytes, so that neighbours lie in different banks.
+__host__ __device__ inline int float_row_bytes(int k) { return k * 2 + 64; }
+
+#if __CUDA_ARCH__ >= 900
+
+template <int kPiece, bool kGated, Input kInput>
+__device__ void fill_ring(const StreamArgs& args, uint32_t ring, uint32_t full, uint32_t empty, int tiles, int pieces) {
+  constexpr int kWeightBytes = kTileRows * kPiece * 2, kMapPieces = kPiece / 64;
+  const uint64_t once = evict_first_policy(), often = evict_last_policy();
+  const int own = static_cast<int>(blockIdx.x) < tiles ? (tiles - 1 - blockIdx.x) / gridDim.x + 1 : 0;
+  const int total = own * pieces, first = min(args.stages, total);
+  const uint32_t bytes = kWeightBytes + (kInput == Input::kBF16 ? args.rows * kPiece * 2 : 0);
+  const auto copy_weights = [&](int i, int stage) {
+    const int tile = blockIdx.x + i / pieces * gridDim.x, piece = i % pieces * kMapPieces;
+    const uint32_t target = ring + stage * args.stage_bytes, barrier = full + 8 * stage;
+    expect_bytes(barrier, bytes);
+    if constexpr (kGated) {
+      copy_box(target, &args.weight, piece, tile * 8, barrier, once);
+      copy_box(target + kWeightBytes / 2, &args.second, piece, tile * 8, barrier, once);
+    } else {
+      copy_box(target, &args.weight, piece, tile * kTileRows, barrier, once);
+    }
+  };
+  const auto copy_input = [&](int i, int stage) {
+    if constexpr (kInput == Input::kBF16) {
+      copy_box(ring + stage * args.stage_bytes + kWeightBytes, &args.x, i % pieces * kMapPieces, 0, full + 8 * stage,
+               often);
+    }
+  };
+  for (int i = 0; i < first; ++i) copy_weights(i, i);
+  if constexpr (kInput == Input::kBF16) wait_for_previous();
+  for (int i = 0; i < first; ++i) copy_input(i, i);
+  int stage = 0, parity = 0;
+  for (int i = first; i < total; ++i) {
+    wait_barrier(empty + 8 * stage, parity);
+    copy_weights(i, stage);
+    copy_input(i, stage);
+    if (++stage == args.stages) {
+      stage = 0;
+      parity ^= 1;
+    }
+  }
+}
+
+__device__ inline float squares(float4 v) { return v.x * v.x + v.y * v.y + v.z * v.z + v.w * v.w; }
+
+// Waits for the fp32 input; puts it, normed where asked, rounded into shared memory.
+template <Input kInput>
+__device__ void round_input(const StreamArgs& args, uint8_t* target) {
+  constexpr int kHeld = kStreamFloatColsMax / 4 / kThreads, kRows = kStreamFloatRowsMax;
+  __shared__ float sums[kRows][kWarps];
+  float4 weights[kHeld];
+  if constexpr (kInput == Input::kNormed) {
+#pragma unroll
+    for (int u = 0; u < kHeld; ++u) {
+      const int i = threadIdx.x + u * kThreads;
+      weights[u] = i < args.k / 4 ? reinterpret_cast<const float4*>(args.norm)[i] : float4{};
+    }
+  }
+  wait_for_previous();
+  float4 held[kRows][kHeld];
+#pragma unroll
+  for (int m = 0; m < kRows; ++m) {
+    const float4* const x = reinterpret_cast<const float4*>(args.x_float + m * args.x_stride);
+#pragma unroll
+    for (int u = 0; u < kHeld; ++u) {
+      const int i = threadIdx.x + u * kThreads;
+      held[m][u] = m < args.rows && i < args.k / 4 ? __ldcg(x + i) : float4{};
+    }
+  }
+  if constexpr (kInput == Input::kNormed) {
+#pragma unroll
+    for (int m = 0; m < kRows; ++m) {
+      float sum = 0;
+#pragma unroll
+      for (int u = 0; u < kHeld; ++u) sum += squares(held[m][u]);
+      sum = warp_sum(sum);
+      if (threadIdx.x % 32 == 0) sums[m][threadIdx.x / 32] = sum;
+    }
+    sync_multipliers();
+  }
+#pragma unroll
+  for (int m = 0; m < kRows; ++m) {
+    if (m >= args.rows) break;
+    float scale = 1;
+    if constexpr (kInput == Input::kNormed) {
+      float sum = 0;
+#pragma unroll
+      for (int w = 0; w < kWarps; ++w) sum += sums[m][w];
+      scale = rsqrtf(sum / static_cast<float>(args.k) + args.eps);
+    }
+#pragma unroll
+    for (int u = 0; u < kHeld; ++u) {
+      const int i = threadIdx.x + u * kThreads;
+      if (i >= args.k / 4) continue;
+      float4 v = held[m][u];
+      if constexpr (kInput == Input::kNormed) {
+        const float4 w = weights[u];
+        v = {v.x * scale * w.x, v.y * scale * w.y, v.z * scale * w.z, v.w * scale * w.w};
+      }
+      *reinterpret_cast<uint2*>(target + m * float_row_bytes(args.k) + i * 8) = {bf16_pair(v.x, v.y),
+                                                                               bf16_pair(v.z, v.w)};
+    }
+  }
+  sync_multipliers();
+}
+
+// Adds the warps' sums [warp][row][16], and writes the tile.
+template <int kBlocks, bool kGated>
+__device__ void finish_tile(const StreamArgs& args, int tile, const float* sums) {
+  constexpr int kCells = kTileRows * 8 * kBlocks;
+  const int cells = kTileRows * args.rows;
+#pragma unroll
+  for (int u = 0; u < (kCells + kThreads - 1) / kThreads; ++u) {
+    const int cell = threadIdx.x + u * kThreads;
+    if (cell / 32 * 32 >= cells) break;  // whole warps: there is a shuffle below
+    float value = 0;
+    if (cell < cells) {
+#pragma unroll
+      for (int w = 0; w < kWarps; ++w) value += sums[w * kCells + cell];
+    }
+    const int row = cell / kTileRows, i = cell % kTileRows;
+    if constexpr (kGated) {
+      float up = __shfl_down_sync(0xffffffffu, value, 8);  // of the same input row
+      const int col = tile * 8 + i;
+      if (cell >= cells || i >= 8 || col >= args.n) continue;
+      if (args.bias != nullptr) value += args.bias[col];
+      if (args.second_bias != nullptr) up += args.second_bias[col];
+      value = activate(args.activation, value) * up;
+      if (args.out_bf16 != nullptr) {
+        args.out_bf16[row * args.out_stride + col] = to_bf16(value);
+      } else {
+        args.out[row * args.out_stride + col] = value;
+      }
+    } else {
+      const int col = tile * kTileRows + i;
+      if (cell >= cells || col >= args.n) continue;
+      if (args.bias != nullptr) value += args.bias[col];
+      float* const out = args.out + row * args.out_stride + col;
+      *out = args.add ? __ldcg(out) + value : value;
+    }
+  }
+}
+
+#endif  // __CUDA_ARCH__ >= 900
+
+// kBlocks blocks of eight input rows.
+template <int kBlocks, int kPiece, bool kGated, Input kInput>
+__global__ void __launch_bounds__(kThreads + 32) stream_kernel(const __grid_constant__ StreamArgs args) {
+#if __CUDA_ARCH__ >= 900
+  constexpr int kWeightBytes = kTileRows * kPiece * 2, kRowBytes = kPiece * 2;
+  extern __shared__ __align__(1024) uint8_t shared[];
+  __shared__ __align__(8) uint64_t barriers[2 * kStagesMax];
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  const uint32_t ring = shared_address(shared), full = shared_address(barriers), empty = full + 8 * args.stages;
+  let_next_start();
+  if (threadIdx.x == 0) {
+    for (int stage = 0; stage < args.stages; ++stage) {
+      init_barrier(full + 8 * stage, 1);
+      init_barrier(empty + 8 * stage, kWarps);
+    }
+    fence_barriers();
+  }
+  __syncthreads();
+  constexpr int kOutputs = kGated ? kTileRows / 2 : kTileRows;
+  const int tiles = (args.n + kOutputs - 1) / kOutputs, pieces = (args.k + kPiece - 1) / kPiece;
+  if (warp == kWarps) {
+    if (lane == 0) fill_ring<kPiece, kGated, kInput>(args, ring, full, empty, tiles, pieces);
+    return;
+  }
+  uint8_t* const input = shared + args.stages * args.stage_bytes;
+  const int input_row = float_row_bytes(args.k);
+  float* const sums = reinterpret_cast<float*>(input + (kInput == Input::kBF16 ? 0 : args.rows * input_row));
+  if constexpr (kInput == Input::kBF16) {
+    wait_for_previous();
+  } else {
+    round_input<kInput>(args, input);
+  }
+
+  const int g = lane / 4, t = lane % 4;
+  int stage = 0, parity = 0;
+  for (int tile = blockIdx.x; tile < tiles; tile += gridDim.x) {
+    float own[kBlocks][4] = {};
+    for (int piece = 0; piece < pieces; ++piece) {
+      const int steps = min(kPiece, args.k - piece * kPiece) / 32;
+      wait_barrier(full + 8 * stage, parity);
+      const uint32_t a_row = ring + stage * args.stage_bytes + g * kRowBytes;
+      const uint32_t b_row = kInput == Input::kBF16
+                                 ? a_row + kWeightBytes
+                                 : shared_address(input) + g * input_row + piece * kPiece * 2 + t * 16;
+#pragma unroll 4
+      for (int step = warp; step < steps; step += kWarps) {
+        // As the copies swizzle: 16-byte chunks within 128 bytes by the number of the 128 bytes.
+        const int line = step / 2, number = g * (kPiece / 64) + line;
+        const uint32_t at = line * 128 + (((step % 2 * 4 + t) ^ (number & 7)) * 16);
+        const uint4 low = load_shared16(a_row + at), high = load_shared16(a_row + 8 * kRowBytes + at);
+#pragma unroll
+        for (int block = 0; block < kBlocks; ++block) {
+          uint4 x{};
+          if (block * 8 + g < args.rows) {
+            x = load_shared16(kInput == Input::kBF16 ? b_row + block * 8 * kRowBytes + at
+                                                     : b_row + block * 8 * input_row + step * 64);
+          }
+          mma_bf16(own[block], low.x, high.x, low.y, high.y, x.x, x.y);
+          mma_bf16(own[block], low.z, high.z, low.w, high.w, x.z, x.w);
+        }
+      }
+      __syncwarp();
+      if (lane == 0) arrive(empty + 8 * stage);
+      if (++stage == args.stages) {
+        stage = 0;
+        parity ^= 1;
+      }
+    }
+#pragma unroll
+    for (int block = 0; block < kBlocks; ++block) {
+      float* const target = sums + (warp * kBlocks + block) * 8 * kTileRows + 2 * t * kTileRows + g;
+      target[0] = own[block][0];
+      target[kTileRows] = own[block][1];
+      target[8] = own[block][2];
+      target[kTileRows + 8] = own[block][3];
+    }
+    sync_multipliers();
+    finish_tile<kBlocks, kGated>(args, tile, sums);
+    sync_multipliers();
+  }
+#endif
+}
+
+struct Layout {
+  int stages = 0, stage_bytes = 0;
+  size_t bytes = 0;
+};
+
+Layout layout_of(const StreamProduct& product, int blocks, int piece) {
+  Layout layout;
+  const size_t sums = size_t{kWarps} * blocks * 8 * kTileRows * 4;
+  const size_t input = product.x_float ? size_t{1} * product.rows * float_row_bytes(static_cast<int>(product.k)) : 0;
+  const int stage = kTileRows * piece * 2 + (product.x_float ? 0 : product.rows * piece * 2);
+  layout.stage_bytes = (stage + 1023) / 1024 * 1024;
+  const size_t fixed = sums + input, stage_bytes = static_cast<size_t>(layout.stage_bytes);
+  // Never fewer than four stages, at the price of overlap.
+  const size_t stages = fixed < kSharedBytes ? (kSharedBytes - fixed) / stage_bytes : 0;
+  layout.stages = static_cast<int>(std::clamp<size_t>(stages, 4, kStagesMax));
+  layout.bytes = fixed + stage_bytes * static_cast<size_t>(layout.stages);
+  return layout;
+}
+
+template <int kBlocks, int kPiece, bool kGated, Input kInput>
+void launch(const StreamProduct& product, int num_sms, cudaStream_t stream) {
+  const Layout layout = layout_of(product, kBlocks, kPiece);
+  const int rows = kGated ? 8 : kTileRows;
+  StreamArgs args{};
+  args.weight = pieces_map(product.weight, product.n, product.k, product.k, rows, kPiece / 64);
+  if (kGated) args.second = pieces_map(product.second, product.n, product.k, product.k, rows, kPiece / 64);
+  if (kInput == Input::kBF16) {
+    args.x = pieces_map(product.x, product.rows, product.k, product.x_stride, product.rows, kPiece / 64);
+  } else {
+    args.x_float = static_cast<const float*>(product.x);
+  }
+  args.bias = product.bias;
+  args.second_bias = product.second_bias;
+  args.x_stride = product.x_stride;
+  args.norm = product.norm;
+  args.eps = product.eps;
+  args.k = static_cast<int>(product.k);
+  args.n = static_cast<int>(product.n);
+  args.rows = product.rows;
+  args.add = product.add;
+  args.activation = product.activation;
+  args.out = product.out;
+  args.out_bf16 = product.out_bf16;
+  args.out_stride = product.out_stride;
+  args.stages = layout.stages;
+  args.stage_bytes = layout.stage_bytes;
+  const auto kernel = stream_kernel<kBlocks, kPiece, kGated, kInput>;
+  TM_CUDA(
+      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(layout.bytes)));
+  launch_early<StreamArgs>("stream_linear", kernel, dim3(static_cast<unsigned>(num_sms)), dim3(kThreads + 32),
+                           layout.bytes, stream, true, args);
+}
+
+template <bool kGated>
+void launch(const StreamProduct& product, int num_sms, cudaStream_t stream) {
+  if (product.x_float && product.norm != nullptr) return launch<1, 512, kGated, Input::kNormed>(product, num_sms, stream);
+  if (product.x_float) return launch<1, 512, kGated, Input::kFloat>(product, num_sms, stream);
+  if (product.rows <= 8) return launch<1, 512, kGated, Input::kBF16>(product, num_sms, stream);
+  if (product.rows <= 16) return launch<2, 512, kGated, Input::kBF16>(product, num_sms, stream);
+  launch<4, 256, kGated, Input::kBF16>(product, num_sms, stream);
+}
+
+bool is_aligned(const void* pointer) { return reinterpret_cast<uintptr_t>(pointer) % 16 == 0; }
+
+}  // namespace
+
+bool can_stream(const StreamProduct& product) {
+  static const bool is_built =
+      has_body(reinterpret_cast<const void*>(stream_kernel<1, 512, false, Input::kBF16>));
+  if (!is_built) return false;
+  if (product.rows > kStreamRowsMax || product.k % 64 != 0 || product.n >= (int64_t{1} << 31)) return false;
+  if (!is_aligned(product.x)) return false;
+  if (!product.x_float) return product.norm == nullptr && product.x_stride % 8 == 0;
+  return product.rows <= kStreamFloatRowsMax && product.k <= kStreamFloatColsMax && product.x_stride % 4 == 0 &&
+         is_aligned(product.norm);
+}
+
+void launch_stream_product(const StreamProduct& product, int num_sms, cudaStream_t stream) {
+  TM_CHECK(product.rows >= 1 && can_stream(product));
+  if (product.second != nullptr) return launch<true>(product, num_sms, stream);
+  launch<false>(product, num_sms, stream);
+}
+
+}  // namespace tokenmill

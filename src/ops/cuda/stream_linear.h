@@ -1,0 +1,34 @@
+// Products of few rows at the speed at which the weights can be read: sm_90 and later, bf16 weights.
+#pragma once
+
+#include "ops/backend.h"
+#include "ops/cuda/cuda_common.h"
+
+namespace tokenmill {
+
+constexpr int kStreamRowsMax = 32;
+// Inputs in fp32 are normed and rounded by the kernel itself, for so many rows and so long ones at most.
+constexpr int kStreamFloatRowsMax = 4;
+constexpr int64_t kStreamFloatColsMax = 4096;
+
+struct StreamProduct {
+  const uint16_t *weight, *second;  // second: up of a gated pair, or null
+  const float *bias, *second_bias;
+  int64_t n, k;
+  int rows;
+  const void* x;  // bf16, or fp32
+  bool x_float;
+  int64_t x_stride;
+  const float* norm;  // x_float only; null: none
+  float eps;
+  bool add;
+  Activation activation;
+  float* out;
+  uint16_t* out_bf16;  // instead of out, unless null
+  int64_t out_stride;
+};
+
+bool can_stream(const StreamProduct& product);
+void launch_stream_product(const StreamProduct& product, int num_sms, cudaStream_t stream);
+
+}  // namespace tokenmill

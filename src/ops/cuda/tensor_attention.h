@@ -1,0 +1,45 @@
+// Paged attention on tensor cores: bf16 KV, heads of 64 or 128. attention.cu chooses between it and the plain kernel.
+#pragma once
+
+#include "ops/cuda/step_plan.h"
+
+namespace tokenmill {
+
+constexpr int kTensorAttentionStagesMax = 3;  // tiles of keys in shared memory
+
+struct TensorAttentionArgs {
+  const float* q;
+  int64_t q_stride;
+  float* out;
+  uint16_t* out_bf16;  // instead of out, unless null
+  int64_t out_stride;
+  int group, q_heads, kv_heads, head_dim;
+  std::byte* kv;
+  int64_t block_bytes;
+  int page_shift;
+  const PlanRow* rows;
+  const int32_t* tables;
+  const CudaAttentionItem* items;
+  float scale, softcap;
+  int window;
+  float* partials;  // [kv_heads][num_partials][kTensorPartialFloats]
+  int num_partials;
+  int* counters;
+  int stages;
+  // Rows of one query: q is the product itself, not rotated yet, and the new key and value are still to be written.
+  // Null: q is rotated and all keys are there.
+  const float *cos, *sin;
+  int64_t rope_stride;
+};
+
+inline int64_t tensor_partial_floats(int head_dim) { return kTensorFewRows * (head_dim + 2); }
+
+inline bool tensor_attention_supports(const KvLayer& kv, int32_t group) {
+  return kv.dtype == DType::kBF16 && (kv.head_dim == 64 || kv.head_dim == 128) && group <= kTensorFewRows;
+}
+
+// Units of kTensorFewRows rows, with splits, and of kTensorManyRows, without.
+void launch_few_row_attention(const TensorAttentionArgs& args, int num_items, cudaStream_t stream, bool early);
+void launch_many_row_attention(const TensorAttentionArgs& args, int num_items, cudaStream_t stream, bool early);
+
+}  // namespace tokenmill

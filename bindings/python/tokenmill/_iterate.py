@@ -5,7 +5,7 @@ import collections
 from typing import Any, Deque, Dict, Iterator, List, Optional, Tuple
 
 from . import _native
-from ._request import prepare
+from ._request import prepare, request_fields
 from ._streams import WAIT_MS, failure
 from .outputs import Output
 
@@ -94,8 +94,6 @@ class _Iteration:
 
 def iterate(engine: Any, prompt: Any, sampling_params: Any, input_ids: Any,
             kwargs: Dict[str, Any]) -> Iterator[Tuple[int, Output]]:
-    from .engine import _request_defaults
-
     if prompt is None and input_ids is None:
         raise ValueError("Either text or input_ids should be provided.")
     if prompt is not None and input_ids is not None:
@@ -105,7 +103,7 @@ def iterate(engine: Any, prompt: Any, sampling_params: Any, input_ids: Any,
         raise TypeError(f"{kind} must be an iterable of prompts, got {type(source).__name__}.")
     if kwargs.get("rid") is not None:
         raise TypeError("rid cannot be given to generate_iter: its prompts are not known beforehand.")
-    fields = _request_defaults(kwargs)
+    fields = request_fields(kwargs)
     per_prompt = sampling_params is not None and not isinstance(sampling_params, dict) and hasattr(
         sampling_params, "__iter__")
     params: Optional[Any] = iter(sampling_params) if per_prompt else sampling_params

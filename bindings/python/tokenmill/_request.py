@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import json
 import operator
-from typing import Any, Dict, List, Optional
+from typing import Any, Dict, List, Optional, TypedDict, Union
 
 from . import _native
 from ._options import sampling_values
@@ -11,7 +11,34 @@ from ._options import sampling_values
 TEXT, IDS, MESSAGES = 0, 1, 2
 # What may be one value for all prompts or a list with one a prompt.
 _PER_PROMPT = ("return_logprob", "logprob_start_len", "top_logprobs_num", "lora_path", "priority",
-               "return_prompt_token_ids")
+               "cache_salt", "return_prompt_token_ids")
+
+
+class RequestArgs(TypedDict, total=False):
+    """generate()'s arguments besides prompt and sampling_params. Of most, a list of prompts may have one a prompt."""
+
+    return_logprob: Union[bool, List[bool]]  # logprobs of output tokens, in meta_info
+    logprob_start_len: Union[int, List[int], None]  # None: outputs only
+    top_logprobs_num: Union[int, List[int], None]  # per position, the k likeliest
+    token_ids_logprob: Any  # a list of token ids for all, or one a prompt
+    lora_path: Union[str, List[Optional[str]], None]
+    rid: Union[str, List[str], None]  # ids for abort(); made where not given
+    priority: Union[int, List[int], None]  # larger first, with schedule_policy='priority'
+    cache_salt: Union[str, List[Optional[str]], None]  # prefixes are shared only among requests with the same one
+    return_prompt_token_ids: Union[bool, List[bool]]
+
+
+REQUEST_DEFAULTS: Dict[str, Any] = dict(return_logprob=False, logprob_start_len=None, top_logprobs_num=None,
+                                        token_ids_logprob=None, lora_path=None, rid=None, priority=None,
+                                        cache_salt=None, return_prompt_token_ids=False)
+
+
+def request_fields(kwargs: Dict[str, Any]) -> Dict[str, Any]:
+    """All of RequestArgs' fields. Raises TypeError for a name that is none of them."""
+    for name in kwargs:
+        if name not in REQUEST_DEFAULTS:
+            raise TypeError(f"unexpected argument {name!r}; known: {', '.join(REQUEST_DEFAULTS)}.")
+    return {**REQUEST_DEFAULTS, **kwargs}
 
 
 class Prepared:
@@ -107,8 +134,9 @@ class OptionsMaker:
                 values[name] = bool(values[name])
             for name in ("logprob_start_len", "top_logprobs_num", "priority"):
                 values[name] = _whole(name, values[name], name == "logprob_start_len")
-            if values["lora_path"] is not None and not isinstance(values["lora_path"], str):
-                raise TypeError(f"lora_path must be str | None, got {values['lora_path']!r}.")
+            for name in ("lora_path", "cache_salt"):
+                if values[name] is not None and not isinstance(values[name], str):
+                    raise TypeError(f"{name} must be str | None, got {values[name]!r}.")
             self._last = _native.RequestOptions(sampling_params=sampling_values(params), **values)
             self._last_key = key
         return self._last
@@ -156,6 +184,12 @@ def _options(sampling_params: Any, fields: Dict[str, Any], token_ids_logprob: An
             maker = OptionsMaker({**fixed, "token_ids_logprob": per_prompt_ids[i]})
         options.append(maker.make(per_prompt_params[i] if per_prompt_params is not None else sampling_params, row))
     return options
+
+
+def make_options(sampling_params: Any, return_logprob: bool, top_logprobs_num: int) -> Any:
+    """RequestOptions of a call that has no list of prompts."""
+    fields = {**REQUEST_DEFAULTS, "return_logprob": return_logprob, "top_logprobs_num": top_logprobs_num}
+    return _options(sampling_params, fields, None, "{}", True, 1)[0]
 
 
 def _rids(rid: Any, single: bool, count: int) -> Optional[List[Any]]:

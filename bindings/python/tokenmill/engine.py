@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Awaitable, Dict, Iterable, Iterator, List
 
 from . import _logging, _native, _streams
 from ._options import ServerArgs, _server_values
-from ._request import Prepared, prepare
+from ._request import Prepared, RequestArgs, make_options, prepare, request_fields
 from ._streams import WAIT_MS, AsyncStream, LoopInboxes, Stream, failure
 from .outputs import Output
 from .tokenizer import Tokenizer
@@ -69,10 +69,6 @@ class Engine:
         _engines.add(self)
 
     # --- generation ---------------------------------------------------------------------------------------------------
-    def _prepare(self, prompt: Any, sampling_params: Any, input_ids: Any, messages: Any,
-                 fields: Dict[str, Any]) -> Prepared:
-        return prepare(prompt, sampling_params, input_ids, messages, fields)
-
     def _submit(self, prepared: Prepared, mailbox: Any, number: int, stream: bool) -> Any:
         return self._native.submit(mailbox, number, prepared.kind, prepared.prompts, prepared.options, prepared.rids,
                                    stream, prepared.single)
@@ -149,74 +145,67 @@ class Engine:
             raise
 
     @overload
-    def generate(self, prompt: Optional[str] = ..., sampling_params: Params = ..., input_ids: Optional[List[int]] = ...,
-                 *, stream: Literal[True], **kwargs: Any) -> Stream: ...
-
-    @overload
-    def generate(self, prompt: List[str], sampling_params: Union[Params, List[Params]] = ..., input_ids: None = ...,
-                 *, stream: Literal[True], **kwargs: Any) -> Stream: ...
+    def generate(self, prompt: Union[str, List[str], None] = ..., sampling_params: Union[Params, List[Params]] = ...,
+                 input_ids: Any = ..., *, stream: Literal[True], **kwargs: Unpack[RequestArgs]) -> Stream: ...
 
     @overload
     def generate(self, prompt: str, sampling_params: Params = ..., input_ids: None = ..., *,
-                 stream: Literal[False] = ..., **kwargs: Any) -> Output: ...
+                 stream: Literal[False] = ..., use_tqdm: bool = ..., **kwargs: Unpack[RequestArgs]) -> Output: ...
 
     @overload
     def generate(self, prompt: List[str], sampling_params: Union[Params, List[Params]] = ..., input_ids: None = ..., *,
-                 stream: Literal[False] = ..., **kwargs: Any) -> List[Output]: ...
+                 stream: Literal[False] = ..., use_tqdm: bool = ...,
+                 **kwargs: Unpack[RequestArgs]) -> List[Output]: ...
 
     @overload
     def generate(self, prompt: Any = ..., sampling_params: Any = ..., input_ids: Any = ..., *, stream: bool = ...,
-                 **kwargs: Any) -> Any: ...
+                 use_tqdm: bool = ..., **kwargs: Unpack[RequestArgs]) -> Any: ...
 
-    def generate(self, prompt: Any = None, sampling_params: Any = None, input_ids: Any = None, *,
-                 return_logprob: Any = False, logprob_start_len: Any = None, top_logprobs_num: Any = None,
-                 token_ids_logprob: Any = None, lora_path: Any = None, stream: bool = False, rid: Any = None,
-                 priority: Any = None, return_prompt_token_ids: Any = False, use_tqdm: bool = False) -> Any:
+    def generate(self, prompt: Any = None, sampling_params: Any = None, input_ids: Any = None, *, stream: bool = False,
+                 use_tqdm: bool = False, **kwargs: Any) -> Any:
         """Generates from text or token ids and waits.
 
         prompt: str or a list of str; or input_ids: a list of int or a list of these (numpy arrays serve too).
-        sampling_params: a dict or SamplingParams for all, or a list with one a prompt.
+        sampling_params: a dict or SamplingParams for all, or a list with one a prompt. kwargs: return_logprob,
+        logprob_start_len, top_logprobs_num, token_ids_logprob, lora_path, rid, priority, cache_salt and
+        return_prompt_token_ids, each one for all or, for a list of prompts, a list with one a prompt.
         Returns one Output for one prompt, a list in input order for a list (prompt-major over samples with n > 1), or
         with stream=True a Stream of chunks whose text and output_ids are deltas. What is wrong with the arguments
         raises TypeError or ValueError before anything runs; what goes wrong with one item of a list is that item's
         finish_reason. Ctrl-C ends the requests and leaves the engine usable.
         """
-        prepared = self._prepare(prompt, sampling_params, input_ids, None, dict(
-            return_logprob=return_logprob, logprob_start_len=logprob_start_len, top_logprobs_num=top_logprobs_num,
-            token_ids_logprob=token_ids_logprob, lora_path=lora_path, rid=rid, priority=priority,
-            return_prompt_token_ids=return_prompt_token_ids))
+        prepared = prepare(prompt, sampling_params, input_ids, None, request_fields(kwargs))
         return self._run(prepared, stream, use_tqdm)
 
     @overload
-    async def async_generate(self, prompt: Any = ..., sampling_params: Any = ..., input_ids: Any = ..., *,
-                             stream: Literal[True], **kwargs: Any) -> AsyncStream: ...
+    async def async_generate(self, prompt: Union[str, List[str], None] = ...,
+                             sampling_params: Union[Params, List[Params]] = ...,
+                             input_ids: Any = ..., *, stream: Literal[True], **kwargs: Unpack[RequestArgs]) -> AsyncStream: ...
 
     @overload
     async def async_generate(self, prompt: str, sampling_params: Params = ..., input_ids: None = ..., *,
-                             stream: Literal[False] = ..., **kwargs: Any) -> Output: ...
+                             stream: Literal[False] = ..., use_tqdm: bool = ..., **kwargs: Unpack[RequestArgs]) -> Output: ...
 
     @overload
     async def async_generate(self, prompt: List[str], sampling_params: Union[Params, List[Params]] = ...,
-                             input_ids: None = ..., *, stream: Literal[False] = ..., **kwargs: Any) -> List[Output]: ...
+                             input_ids: None = ..., *,
+                             stream: Literal[False] = ..., use_tqdm: bool = ...,
+                             **kwargs: Unpack[RequestArgs]) -> List[Output]: ...
 
     @overload
     async def async_generate(self, prompt: Any = ..., sampling_params: Any = ..., input_ids: Any = ..., *,
-                             stream: bool = ..., **kwargs: Any) -> Any: ...
+                             stream: bool = ...,
+                             use_tqdm: bool = ..., **kwargs: Unpack[RequestArgs]) -> Any: ...
 
     async def async_generate(self, prompt: Any = None, sampling_params: Any = None, input_ids: Any = None, *,
-                             return_logprob: Any = False, logprob_start_len: Any = None, top_logprobs_num: Any = None,
-                             token_ids_logprob: Any = None, lora_path: Any = None, stream: bool = False,
-                             rid: Any = None, priority: Any = None, return_prompt_token_ids: Any = False,
-                             use_tqdm: bool = False) -> Any:
+                             stream: bool = False,
+                             use_tqdm: bool = False, **kwargs: Any) -> Any:
         """generate() for asyncio: awaits the same results; with stream=True the await gives an asynchronous generator.
 
         Bound to no event loop: any loop in any thread may call it, one after the other or at once. Cancelling the task,
         or closing or dropping the generator, ends the requests within one step.
         """
-        prepared = self._prepare(prompt, sampling_params, input_ids, None, dict(
-            return_logprob=return_logprob, logprob_start_len=logprob_start_len, top_logprobs_num=top_logprobs_num,
-            token_ids_logprob=token_ids_logprob, lora_path=lora_path, rid=rid, priority=priority,
-            return_prompt_token_ids=return_prompt_token_ids))
+        prepared = prepare(prompt, sampling_params, input_ids, None, request_fields(kwargs))
         return await self._run_async(prepared, stream, use_tqdm)
 
     def generate_iter(self, prompt: Optional[Iterable[str]] = None, sampling_params: Any = None,
@@ -251,8 +240,38 @@ class Engine:
                       kwargs: Dict[str, Any]) -> Prepared:
         if messages is None:
             raise TypeError("messages must be a list of {'role': …, 'content': …}, got None.")
-        fields = {**_request_defaults(kwargs), "chat_kwargs": json.dumps(template_kwargs or {})}
-        return self._prepare(None, sampling_params, None, messages, fields)
+        fields = {**request_fields(kwargs), "chat_kwargs": json.dumps(template_kwargs or {})}
+        return prepare(None, sampling_params, None, messages, fields)
+
+    def run_batch(self, input: Union[str, "os.PathLike[str]"], output: Union[str, "os.PathLike[str]"],
+                  sampling_params: Params = None, *, return_logprob: bool = False, top_logprobs_num: int = 0,
+                  ordered: bool = False, overwrite: bool = False,
+                  error_path: Union[str, "os.PathLike[str]", None] = None, window: int = 4096,
+                  use_tqdm: bool = False) -> Dict[str, Any]:
+        """Runs a file of requests (JSON lines, OpenAI's batch form too) and appends each result as it finishes.
+
+        Run again after any end, kill -9 included, it does what is missing and nothing twice; memory does not grow with
+        the file. sampling_params is what a line does not say itself; ordered: results in the input's order; overwrite:
+        start afresh; error_path: for bad lines and failed requests (None: beside the output). Returns counts: total,
+        resumed, done, failed, prompt_tokens, cached_tokens, completion_tokens, and error_path. Raises ValueError for
+        files that cannot be read or written or do not belong together, EngineError where the engine died.
+        """
+        options = make_options(sampling_params, return_logprob, top_logprobs_num)
+        bar = _progress_bar(None) if use_tqdm else None
+
+        def on_progress(total: int, finished: int, tokens: int) -> None:
+            if bar is not None:
+                bar.set(total, finished, tokens)
+
+        try:
+            report: Dict[str, Any] = self._native.run_batch(
+                os.fspath(input), os.fspath(output), options, ordered, overwrite,
+                None if error_path is None else os.fspath(error_path), window, on_progress)
+        finally:
+            if bar is not None:
+                bar.close()
+            _logging.pump.flush()
+        return report
 
     # --- embeddings and scores: not built yet -------------------------------------------------------------------------
     def encode(self, prompt: Any, **kwargs: Any) -> Any:
@@ -322,16 +341,6 @@ class Engine:
 
 
 _FIELD_NAMES = frozenset(row[0] for row in _native.server_args_fields())
-_REQUEST_DEFAULTS: Dict[str, Any] = dict(return_logprob=False, logprob_start_len=None, top_logprobs_num=None,
-                                         token_ids_logprob=None, lora_path=None, rid=None, priority=None,
-                                         return_prompt_token_ids=False)
-
-
-def _request_defaults(kwargs: Dict[str, Any]) -> Dict[str, Any]:
-    for name in kwargs:
-        if name not in _REQUEST_DEFAULTS:
-            raise TypeError(f"unexpected argument {name!r}; known: {', '.join(_REQUEST_DEFAULTS)}.")
-    return {**_REQUEST_DEFAULTS, **kwargs}
 
 
 def _abort_late_call(future: "Awaitable[Any]") -> None:
@@ -341,20 +350,24 @@ def _abort_late_call(future: "Awaitable[Any]") -> None:
 
 
 class _progress_bar:
-    """tqdm over finished samples, with tokens a second."""
+    """tqdm over finished samples, with tokens a second. total None: not known yet."""
 
-    def __init__(self, total: int) -> None:
-        from tqdm.auto import tqdm
+    def __init__(self, total: Optional[int]) -> None:
+        from tqdm.auto import tqdm  # type: ignore[import-untyped,unused-ignore]
 
         self._bar = tqdm(total=total, desc="Processed prompts", unit="prompt", dynamic_ncols=True)
         self._start = time.perf_counter()
         self._tokens = 0
 
     def add(self, output: Output) -> None:
-        self._tokens += output["meta_info"]["completion_tokens"]
+        self.set(self._bar.total, self._bar.n + 1, self._tokens + output["meta_info"]["completion_tokens"])
+
+    def set(self, total: Optional[int], finished: int, tokens: int) -> None:
+        self._tokens = tokens
+        self._bar.total = total
         seconds = max(time.perf_counter() - self._start, 1e-9)
-        self._bar.set_postfix_str(f"output {self._tokens / seconds:.1f} tokens/s", refresh=False)
-        self._bar.update(1)
+        self._bar.set_postfix_str(f"output {tokens / seconds:.1f} tokens/s", refresh=False)
+        self._bar.update(finished - self._bar.n)
 
     def close(self) -> None:
         self._bar.close()

@@ -4,7 +4,9 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <map>
+#include <memory>
 #include <optional>
 #include <span>
 #include <string>
@@ -14,6 +16,11 @@
 #include "tokenmill/option_value.h"
 
 namespace tokenmill {
+
+// Changes one request's logits [vocab_size] in place before its next token is drawn, given the tokens generated so far;
+// penalties, bans, temperature and the cuts come after it, and logprobs are those of the changed logits. Called on the
+// engine's thread, so it holds all requests up. What it throws ends its request with finish_reason abort.
+using LogitProcessor = std::function<void(std::span<const int32_t> output_ids, std::span<float> logits)>;
 
 struct SamplingParams {
   std::optional<int64_t> max_new_tokens = 128;  // >= 0; nullopt: to the end of the context; 0: prefill only
@@ -38,7 +45,8 @@ struct SamplingParams {
   std::vector<std::string> bad_words;
   std::optional<std::vector<int64_t>> allowed_token_ids;
   std::optional<uint64_t> sampling_seed;
-  std::optional<int64_t> stream_interval;  // tokens; nullopt: ServerArgs::stream_interval
+  std::optional<int64_t> stream_interval;                        // tokens; nullopt: ServerArgs::stream_interval
+  std::shared_ptr<const LogitProcessor> custom_logit_processor;  // null: none; the one member that is not in the table
 
   // Throws Error(kValue) in the form `top_p must be in (0, 1], got 1.5.`; checks what needs no model.
   void validate() const;

@@ -3,7 +3,9 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <optional>
+#include <span>
 #include <string>
 #include <utility>
 #include <vector>
@@ -34,6 +36,10 @@ struct TokenCounts {
   std::vector<std::pair<int32_t, int32_t>> output_ids;  // (id, count), distinct, sorted by id
 };
 
+// The caller's own change to one row's logits (host memory, [vocab_size]), given the tokens generated so far. What it
+// throws ends its request.
+using LogitEdit = std::function<void(std::span<const int32_t> output_ids, std::span<float> logits)>;
+
 // How to sample from one row's last token (or token `token_index`).
 struct SamplingRow {
   int32_t token_index = 0;  // index into Batch::tokens of the position whose logits are sampled
@@ -49,6 +55,8 @@ struct SamplingRow {
   const std::vector<int32_t>* banned_ids = nullptr;                    // masked now (bad_words, EOS before min)
   const std::vector<int32_t>* banned_ids_more = nullptr;               // a second list, so that neither is copied
   const std::vector<int32_t>* allowed_ids = nullptr;                   // null: all; sorted
+  const LogitEdit* logit_edit = nullptr;                               // applied before all of the above; null: none
+  std::span<const int32_t> output_ids;                                 // with logit_edit
   bool want_logprob = false;
   int32_t top_logprobs = 0;                           // 0: none
   const std::vector<int32_t>* logprob_ids = nullptr;  // logprobs of these ids
@@ -68,6 +76,7 @@ struct Batch {
 struct SampledToken {
   int32_t token = -1;
   bool invalid = false;  // logits held NaN, or every token was masked; token is -1
+  std::string error;     // with invalid: what the row's logit_edit threw
   float logprob = 0;     // log-softmax of the raw logits (before penalties, masks, temperature)
   std::vector<std::pair<int32_t, float>> top_logprobs;  // (id, logprob), best first, ties by id
   std::vector<std::pair<int32_t, float>> ids_logprobs;  // in the order asked

@@ -216,6 +216,7 @@ std::vector<SequenceSpec> RequestPreparer::prepare(const Request& request, Reque
   }
   fill_bans(params, spec);
   if (params.allowed_token_ids) spec.allowed_ids = sorted_ids(*params.allowed_token_ids);
+  spec.logit_edit = params.custom_logit_processor;
   spec.want_logprob = request.return_logprob;
   if (request.return_logprob) {
     spec.top_logprobs = static_cast<int32_t>(request.top_logprobs_num);

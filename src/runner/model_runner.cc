@@ -89,6 +89,11 @@ struct ModelRunner::Impl {
   template <class Visit>
   void for_each_chunk(ForwardContext& context, std::span<const int32_t> token_indices, Visit&& visit);
 
+  // Lets rows' logit_edits work. An error's text where one threw, whose row stays as it was; empty without any edit.
+  std::vector<std::string> edit_logits(Matrix logits, std::span<const SamplingRow> rows);
+
+  std::vector<float> edited;  // one row of logits on the host
+
   // Order matters: the memory of all the others is the backend's.
   std::unique_ptr<Backend> backend;
   std::unique_ptr<Model> model;
@@ -203,6 +208,28 @@ ModelRunner::InFlight ModelRunner::forward(const Batch& batch) {
   return {.step = batch.step, .batch = &batch};
 }
 
+std::vector<std::string> ModelRunner::Impl::edit_logits(Matrix logits, std::span<const SamplingRow> rows) {
+  const auto has_edit = [](const SamplingRow& row) { return row.logit_edit != nullptr; };
+  if (std::none_of(rows.begin(), rows.end(), has_edit)) return {};
+  std::vector<std::string> errors(rows.size());
+  const size_t width = static_cast<size_t>(logits.cols);
+  for (size_t i = 0; i < rows.size(); ++i) {
+    if (rows[i].logit_edit == nullptr) continue;
+    float* const row = logits.row<float>(static_cast<int64_t>(i));
+    edited.resize(width);
+    backend->copy_to_host(edited.data(), row, width * sizeof(float));
+    try {
+      (*rows[i].logit_edit)(rows[i].output_ids, edited);
+    } catch (const std::exception& error) {
+      errors[i] = std::string("custom_logit_processor failed: ") + error.what();
+    } catch (...) {
+      errors[i] = "custom_logit_processor failed.";
+    }
+    if (errors[i].empty()) backend->copy_from_host(row, edited.data(), width * sizeof(float));
+  }
+  return errors;
+}
+
 void ModelRunner::sample(InFlight& step, std::span<const SamplingRow> rows) {
   Impl& impl = *impl_;
   TM_CHECK(impl.result.step == step.step);
@@ -219,7 +246,16 @@ void ModelRunner::sample(InFlight& step, std::span<const SamplingRow> rows) {
     const Matrix logits = impl.workspace.take(hidden.rows, impl.model->config().vocab_size);
     impl.model->logits(context, hidden, logits);
     const size_t count = static_cast<size_t>(hidden.rows);
-    impl.backend->sample(logits, rows.subspan(first, count), std::span(impl.result.sampled).subspan(first, count));
+    const auto sampled = std::span(impl.result.sampled).subspan(first, count);
+    const auto chunk = rows.subspan(first, count);
+    std::vector<std::string> errors = impl.edit_logits(logits, chunk);
+    impl.backend->sample(logits, chunk, sampled);
+    for (size_t i = 0; i < errors.size(); ++i) {
+      if (errors[i].empty()) continue;
+      sampled[i] = {};
+      sampled[i].invalid = true;
+      sampled[i].error = std::move(errors[i]);
+    }
   });
 }
 

@@ -127,7 +127,9 @@ void Scheduler::Impl::commit_token(Sequence& sequence, const SampledToken& sampl
   if (sampled.invalid) {
     // What is computed may be as wrong as the logits: it does not stay.
     end_sequence(sequence, event_of(sequence),
-                 aborted("The model's logits were not numbers, or every token was masked; nothing can be sampled."),
+                 aborted(!sampled.error.empty() ? sampled.error
+                                                : "The model's logits were not numbers, or every token was masked; "
+                                                  "nothing can be sampled."),
                  /*keep_in_cache=*/false);
     return;
   }

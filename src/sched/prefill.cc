@@ -96,6 +96,10 @@ void Scheduler::Impl::add_sampling_row(Sequence& sequence) {
   if (!spec.banned_ids.empty()) row.banned_ids = &spec.banned_ids;
   row.banned_ids_more = dynamic_bans(sequence);
   if (spec.allowed_ids) row.allowed_ids = &*spec.allowed_ids;
+  if (spec.logit_edit) {
+    row.logit_edit = spec.logit_edit.get();
+    row.output_ids = std::span(sequence.tokens).last(static_cast<size_t>(sequence.num_outputs));
+  }
   row.want_logprob = spec.want_logprob;
   row.top_logprobs = spec.top_logprobs;
   if (!spec.logprob_ids.empty()) row.logprob_ids = &spec.logprob_ids;

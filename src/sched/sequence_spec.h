@@ -38,6 +38,7 @@ struct SequenceSpec {
   std::vector<std::vector<int32_t>>
       banned_sequences;  // bad words of several tokens: the last id is banned after the others
   std::optional<std::vector<int32_t>> allowed_ids;  // sorted
+  std::shared_ptr<const LogitEdit> logit_edit;      // null: none
   bool want_logprob = false;
   int32_t top_logprobs = 0;
   std::vector<int32_t> logprob_ids;

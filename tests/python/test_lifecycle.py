@@ -202,6 +202,17 @@ def test_shutdown_ends_waiting_calls():
     assert engine.get_all_child_pids() == []
 
 
+def test_an_engine_lives_as_long_as_its_streams():
+    params = {"max_new_tokens": 20, "ignore_eos": True}
+    assert len(list(make_tiny().generate(input_ids=IDS, sampling_params=params, stream=True))) == 20
+
+    async def main():
+        return len([chunk async for chunk in
+                    await make_tiny().async_generate(input_ids=IDS, sampling_params=params, stream=True)])
+
+    assert asyncio.run(main()) == 20
+
+
 def test_two_engines_at_once(tiny):
     with make_tiny(page_size=1) as other:
         params = {"temperature": 0, "max_new_tokens": 8, "ignore_eos": True}

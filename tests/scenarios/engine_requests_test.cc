@@ -270,6 +270,33 @@ TEST(EngineRequests, BansAndBiases) {
   EXPECT_EQ(engine.generate(request)[0].text, "ddddd");
 }
 
+TEST(EngineRequests, LogitProcessor) {
+  Engine engine = make_shadow_engine({});
+  std::vector<std::vector<int32_t>> seen;
+  const auto with = [](std::vector<int32_t> ids, LogitProcessor processor) {
+    Request request = ids_request(std::move(ids), 4);
+    request.sampling_params.custom_logit_processor = std::make_shared<const LogitProcessor>(std::move(processor));
+    return request;
+  };
+  std::vector<Request> requests;
+  requests.push_back(ids_request({1, 2, 3}, 4));
+  requests.push_back(with({1, 2, 3}, [&](std::span<const int32_t> output_ids, std::span<float> logits) {
+    seen.emplace_back(output_ids.begin(), output_ids.end());
+    EXPECT_EQ(logits.size(), 512u);
+    logits[77] = 1e9f;
+  }));
+  requests.push_back(with({1, 2, 3}, [](std::span<const int32_t> output_ids, std::span<float> logits) {
+    if (output_ids.size() == 2) throw std::runtime_error("no such word");
+    logits[5] = 1e9f;
+  }));
+  const std::vector<Output> outputs = engine.generate(std::move(requests));
+  EXPECT_EQ(outputs[0].output_ids, shadow_greedy({1, 2, 3}, 4));
+  EXPECT_EQ(outputs[1].output_ids, std::vector<int32_t>(4, 77));
+  EXPECT_EQ(seen, (std::vector<std::vector<int32_t>>{{}, {77}, {77, 77}, {77, 77, 77}}));
+  EXPECT_EQ(outputs[2].output_ids, std::vector<int32_t>(2, 5));
+  EXPECT_EQ(outputs[2].meta_info.finish_reason->message, "custom_logit_processor failed: no such word");
+}
+
 TEST(EngineRequests, ChatAndTokenizerCalls) {
   Engine engine = make_shadow_engine(text_engine());
   Request request = text_request("", 3);

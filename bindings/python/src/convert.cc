@@ -69,7 +69,7 @@ OptionValue map_value(const std::string& name, nb::handle value) {
   for (const nb::handle item : nb::iter(items)) {
     nb::object key = item[0];
     if (PyUnicode_Check(key.ptr())) {  // as JSON writes it
-      key = nb::steal(PyLong_FromUnicodeObject(key.ptr(), 10));
+      key = nb::steal(PyLong_FromString(to_utf8(key).c_str(), nullptr, 10));
       if (!key) {
         PyErr_Clear();
         throw_type(name, "keyed by token ids", item[0]);

@@ -9,6 +9,7 @@
 
 #include "convert.h"
 #include "log_queue.h"
+#include "logit_processor.h"
 #include "mailbox.h"
 #include "native_engine.h"
 
@@ -69,6 +70,10 @@ SamplingParams sampling_params_from(nb::dict values) {
       throw Error(ErrorKind::kType,
                   std::string("sampling_params must have str keys, got ") + nb::repr(key).c_str() + ".");
     }
+    if (to_utf8(key) == "custom_logit_processor") {
+      params.custom_logit_processor = to_logit_processor(value);
+      continue;
+    }
     const SamplingParamsField& field = find_sampling_params_field(to_utf8(key));
     field.set(params, to_option_value(std::string(field.name), value));
   }
@@ -124,7 +129,8 @@ nb::list take_mail(Mailbox& mailbox) {
 
 RequestOptions make_options(nb::dict sampling_params, bool return_logprob, std::optional<int64_t> logprob_start_len,
                             int64_t top_logprobs_num, nb::object token_ids_logprob,
-                            std::optional<std::string> lora_path, int64_t priority, std::optional<std::string> cache_salt, bool return_prompt_token_ids,
+                            std::optional<std::string> lora_path, int64_t priority,
+                            std::optional<std::string> cache_salt, bool return_prompt_token_ids,
                             std::string chat_kwargs_json) {
   RequestOptions options;
   options.request.sampling_params = sampling_params_from(sampling_params);
@@ -260,14 +266,16 @@ void bind_plumbing(nb::module_& module) {
           "__init__",
           [](RequestOptions* self, nb::dict sampling_params, bool return_logprob,
              std::optional<int64_t> logprob_start_len, int64_t top_logprobs_num, nb::object token_ids_logprob,
-             std::optional<std::string> lora_path, int64_t priority, std::optional<std::string> cache_salt, bool return_prompt_token_ids,
-             std::string chat_kwargs_json) {
-            new (self) RequestOptions(make_options(sampling_params, return_logprob, logprob_start_len, top_logprobs_num,
-                                                   token_ids_logprob, std::move(lora_path), priority, std::move(cache_salt), return_prompt_token_ids, std::move(chat_kwargs_json)));
+             std::optional<std::string> lora_path, int64_t priority, std::optional<std::string> cache_salt,
+             bool return_prompt_token_ids, std::string chat_kwargs_json) {
+            new (self)
+                RequestOptions(make_options(sampling_params, return_logprob, logprob_start_len, top_logprobs_num,
+                                            token_ids_logprob, std::move(lora_path), priority, std::move(cache_salt),
+                                            return_prompt_token_ids, std::move(chat_kwargs_json)));
           },
           "sampling_params"_a, "return_logprob"_a, "logprob_start_len"_a.none(), "top_logprobs_num"_a,
-          "token_ids_logprob"_a.none(), "lora_path"_a.none(), "priority"_a, "cache_salt"_a.none(), "return_prompt_token_ids"_a,
-          "chat_kwargs_json"_a)
+          "token_ids_logprob"_a.none(), "lora_path"_a.none(), "priority"_a, "cache_salt"_a.none(),
+          "return_prompt_token_ids"_a, "chat_kwargs_json"_a)
       .def_prop_ro("n", [](const RequestOptions& self) { return self.request.sampling_params.n; });
   nb::class_<SharedLogQueue>(module, "LogQueue")
       .def("__init__", [](SharedLogQueue* self) { new (self) SharedLogQueue(std::make_shared<LogQueue>()); })
@@ -312,6 +320,7 @@ NB_MODULE(_native, module) {
     nb::set_leak_warnings(false);
     waiting_threads = 0;
   });
+  module.def("leave", &leave);
   module.def("waiting_threads", [] { return waiting_threads.load(); });
   bind_engine(module);
   bind_plumbing(module);

@@ -114,7 +114,7 @@ def _server_values(args: Any) -> Dict[str, Any]:
 
 # --- SamplingParams ---------------------------------------------------------------------------------------------------
 _SAMPLING_ROWS = _native.sampling_params_fields()
-_SAMPLING_DEFAULTS = {name: default for name, _, default, _ in _SAMPLING_ROWS}
+_SAMPLING_DEFAULTS = {**{name: default for name, _, default, _ in _SAMPLING_ROWS}, "custom_logit_processor": None}
 
 
 def _unknown_sampling_param(name: str) -> str:
@@ -130,7 +130,8 @@ def _make_sampling_params() -> type:
         _native.check_sampling_params(sampling_values(self))
 
     cls = dataclasses.make_dataclass(
-        "SamplingParams", [_field(name, type_, default) for name, type_, default, _ in _SAMPLING_ROWS], namespace={
+        "SamplingParams", [_field(name, type_, default) for name, type_, default, _ in _SAMPLING_ROWS]
+        + [_field("custom_logit_processor", "LogitProcessor | None", None)], namespace={
             "__doc__": "How one request's tokens are drawn and where it ends. A plain dict of the same keys serves as "
                        "well.\n\n" + "\n".join(f"{name}: {type_} = {default!r}\n    {help_}"
                                                for name, type_, default, help_ in _SAMPLING_ROWS),

@@ -27,7 +27,8 @@ def failure(error: BaseException) -> BaseException:
 class Stream(Generator[Output, None, None]):
     """The chunks of one call, in order of arrival. Closing or dropping it ends the requests within one step."""
 
-    def __init__(self, call: Any, mailbox: Any, samples: int, on_close: Any) -> None:
+    def __init__(self, owner: Any, call: Any, mailbox: Any, samples: int, on_close: Any) -> None:
+        self._owner = owner  # an engine lives as long as its streams
         self._call = call
         self._mailbox = mailbox
         self._unfinished = samples
@@ -173,7 +174,8 @@ class LoopInboxes:
 class AsyncStream(AsyncGenerator[Output, None]):
     """The chunks of one call. Cancelling its task, closing or dropping it ends the requests within one step."""
 
-    def __init__(self, call: Any, inbox: LoopInbox, number: int, sink: AsyncSink, samples: int) -> None:
+    def __init__(self, owner: Any, call: Any, inbox: LoopInbox, number: int, sink: AsyncSink, samples: int) -> None:
+        self._owner = owner  # an engine lives as long as its streams
         self._call = call
         self._inbox = inbox
         self._number = number

@@ -77,7 +77,7 @@ class Engine:
         mailbox = _native.Mailbox(False)
         call = self._submit(prepared, mailbox, 0, stream)
         if stream:
-            return Stream(call, mailbox, prepared.samples, _logging.pump.flush)
+            return Stream(self, call, mailbox, prepared.samples, _logging.pump.flush)
         outputs: List[Any] = [None] * prepared.samples
         bar = _progress_bar(prepared.samples) if use_tqdm else None
         try:
@@ -110,7 +110,7 @@ class Engine:
         try:
             call = await self._submit_async(prepared, inbox.mailbox, number, stream)
             if stream:
-                return AsyncStream(call, inbox, number, sink, prepared.samples)
+                return AsyncStream(self, call, inbox, number, sink, prepared.samples)
             bar = _progress_bar(prepared.samples) if use_tqdm else None
             outputs: List[Any] = [None] * prepared.samples
             for _ in range(prepared.samples):
@@ -382,6 +382,7 @@ def _shut_all_down() -> None:
         except Exception:  # nobody is left to hear of it
             pass
     _logging.pump.stop()
+    _native.leave()
     deadline = time.monotonic() + 1
     while _native.waiting_threads() > 0 and time.monotonic() < deadline:
         time.sleep(0.001)

@@ -92,6 +92,9 @@ struct ModelRunner::Impl {
   // Lets rows' logit_edits work. An error's text where one threw, whose row stays as it was; empty without any edit.
   std::vector<std::string> edit_logits(Matrix logits, std::span<const SamplingRow> rows);
 
+  // The edits, then the backend's sampling.
+  void sample_rows(Matrix logits, std::span<const SamplingRow> rows, std::span<SampledToken> sampled);
+
   std::vector<float> edited;  // one row of logits on the host
 
   // Order matters: the memory of all the others is the backend's.
@@ -230,6 +233,17 @@ std::vector<std::string> ModelRunner::Impl::edit_logits(Matrix logits, std::span
   return errors;
 }
 
+void ModelRunner::Impl::sample_rows(Matrix logits, std::span<const SamplingRow> rows, std::span<SampledToken> sampled) {
+  std::vector<std::string> errors = edit_logits(logits, rows);
+  backend->sample(logits, rows, sampled);
+  for (size_t i = 0; i < errors.size(); ++i) {
+    if (errors[i].empty()) continue;
+    sampled[i] = {};
+    sampled[i].invalid = true;
+    sampled[i].error = std::move(errors[i]);
+  }
+}
+
 void ModelRunner::sample(InFlight& step, std::span<const SamplingRow> rows) {
   Impl& impl = *impl_;
   TM_CHECK(impl.result.step == step.step);
@@ -237,7 +251,7 @@ void ModelRunner::sample(InFlight& step, std::span<const SamplingRow> rows) {
   if (impl.graph_logits.rows == static_cast<int64_t>(rows.size()) && !rows.empty()) {
     bool in_order = true;
     for (size_t i = 0; i < rows.size(); ++i) in_order = in_order && rows[i].token_index == static_cast<int32_t>(i);
-    if (in_order) return impl.backend->sample(std::exchange(impl.graph_logits, {}), rows, impl.result.sampled);
+    if (in_order) return impl.sample_rows(std::exchange(impl.graph_logits, {}), rows, impl.result.sampled);
   }
   impl.token_indices.clear();
   for (const SamplingRow& row : rows) impl.token_indices.push_back(row.token_index);
@@ -246,16 +260,7 @@ void ModelRunner::sample(InFlight& step, std::span<const SamplingRow> rows) {
     const Matrix logits = impl.workspace.take(hidden.rows, impl.model->config().vocab_size);
     impl.model->logits(context, hidden, logits);
     const size_t count = static_cast<size_t>(hidden.rows);
-    const auto sampled = std::span(impl.result.sampled).subspan(first, count);
-    const auto chunk = rows.subspan(first, count);
-    std::vector<std::string> errors = impl.edit_logits(logits, chunk);
-    impl.backend->sample(logits, chunk, sampled);
-    for (size_t i = 0; i < errors.size(); ++i) {
-      if (errors[i].empty()) continue;
-      sampled[i] = {};
-      sampled[i].invalid = true;
-      sampled[i].error = std::move(errors[i]);
-    }
+    impl.sample_rows(logits, rows.subspan(first, count), std::span(impl.result.sampled).subspan(first, count));
   });
 }
 

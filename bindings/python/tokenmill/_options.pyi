@@ -69,6 +69,7 @@ class ServerArgs:
     enable_metrics: bool = False
     allow_auto_truncate: bool = False
     waiting_timeout: Optional[float] = None
+    trace_path: Optional[str] = None
     running_timeout: Optional[float] = None
     @staticmethod
     def add_cli_args(parser: argparse.ArgumentParser) -> None: ...
@@ -137,6 +138,7 @@ class ServerArgsDict(TypedDict, total=False):
     enable_metrics: bool
     allow_auto_truncate: bool
     waiting_timeout: Optional[float]
+    trace_path: Optional[str]
     running_timeout: Optional[float]
 
 @dataclass

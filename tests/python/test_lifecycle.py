@@ -12,6 +12,9 @@ import tokenmill
 from conftest import TINY, demo_model_path, make_tiny
 
 LONG = {"temperature": 0, "max_new_tokens": 400, "ignore_eos": True}
+# A request that is still running whenever a test gets round to ending it: a second at least.
+SLOW = {"temperature": 0, "max_new_tokens": 300, "ignore_eos": True,
+        "custom_logit_processor": lambda output_ids, logits: time.sleep(0.005)}
 IDS = [1, 5, 9, 13]
 OPEN = f"""
 import sys, tokenmill
@@ -27,11 +30,12 @@ def engine():
 
 
 def wait_until_idle(engine, seconds=10):
-    """All blocks are back: nothing runs."""
+    """Every request has ended and all blocks are back."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         stats = engine.stats()
-        if stats["running"] == stats["queue"] == 0 and stats["blocks_free"] == stats["blocks_total"]:
+        ended = stats["finished"] + stats["aborted"] == stats["requests"]
+        if ended and stats["running"] == stats["queue"] == 0 and stats["blocks_free"] == stats["blocks_total"]:
             return stats
         time.sleep(0.005)
     pytest.fail(f"still running: {engine.stats()}")
@@ -46,16 +50,16 @@ def tokens_after(engine, act):
 
 
 def test_closing_a_stream_frees_its_blocks(engine):
-    stream = engine.generate(input_ids=IDS, sampling_params=LONG, stream=True)
+    stream = engine.generate(input_ids=IDS, sampling_params=SLOW, stream=True)
     next(stream)
-    assert tokens_after(engine, stream.close) < 350
+    assert tokens_after(engine, stream.close) < 250
     assert list(stream) == []
     assert engine.stats()["aborted"] == 1
 
 
 def test_dropping_a_stream(engine):
     for started in (True, False):
-        stream = engine.generate(input_ids=[IDS, IDS], sampling_params=LONG, stream=True)
+        stream = engine.generate(input_ids=[IDS, IDS], sampling_params=SLOW, stream=True)
         if started:
             next(stream)
         del stream
@@ -72,7 +76,7 @@ def test_breaking_out_of_a_loop(engine):
 
 def test_dropping_an_asynchronous_stream(engine):
     async def main(started, close):
-        stream = await engine.async_generate(input_ids=IDS, sampling_params=LONG, stream=True)
+        stream = await engine.async_generate(input_ids=IDS, sampling_params=SLOW, stream=True)
         if started:
             await stream.__anext__()
         if close:
@@ -93,9 +97,9 @@ def test_cancelling_tasks(engine):
     async def main(stream):
         async def consume():
             if not stream:
-                return await engine.async_generate(input_ids=[IDS] * 4, sampling_params=LONG)
+                return await engine.async_generate(input_ids=[IDS] * 4, sampling_params=SLOW)
             return [chunk async for chunk in
-                    await engine.async_generate(input_ids=[IDS] * 4, sampling_params=LONG, stream=True)]
+                    await engine.async_generate(input_ids=[IDS] * 4, sampling_params=SLOW, stream=True)]
 
         task = asyncio.create_task(consume())
         while engine.stats()["running"] == 0:
@@ -130,7 +134,7 @@ def test_a_loop_that_ends_with_calls_open(engine):
 
 
 def test_abort_by_id(engine):
-    stream = engine.generate(input_ids=[IDS, IDS], sampling_params=LONG, stream=True, rid=["a", "b"])
+    stream = engine.generate(input_ids=[IDS, IDS], sampling_params=SLOW, stream=True, rid=["a", "b"])
     next(stream)
     engine.abort("a")
     engine.abort("no such request")
@@ -140,7 +144,7 @@ def test_abort_by_id(engine):
 
 
 def test_abort_all_and_flush(engine):
-    stream = engine.generate(input_ids=[IDS] * 8, sampling_params=LONG, stream=True)
+    stream = engine.generate(input_ids=[IDS] * 8, sampling_params=SLOW, stream=True)
     next(stream)
     assert engine.flush_cache() is False
     engine.abort_all()

@@ -1,11 +1,14 @@
 # The front door: `make help` lists what there is. Everything is built by CMake and ninja under build/.
 BUILD := build
 JOBS ?= $(shell nproc)
+PREFIX ?= /usr/local
+# Builds in several folders of one checkout share what is compiled.
+export CCACHE_NOHASHDIR ?= 1
 # Rust may live where PATH does not look; CMake asks tools/find_cargo itself.
 NINJA := ninja -C $(BUILD) -j $(JOBS)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup configure build cuda cuda-test python wheel demo test bench format format-check check docs nightly clean
+.PHONY: help setup libraries configure build cuda cuda-test python wheel demo test bench format format-check check docs install deb nightly clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -30,6 +33,9 @@ cuda: setup  ## build build-cuda/bin/tokenmill with the CUDA backend; fetches th
 cuda-test: cuda  ## build and run every test of the CUDA build; "not run" without a card
 	@ninja -C $(BUILD)-cuda -j $(JOBS)
 	@ctest --test-dir $(BUILD)-cuda --output-on-failure -R 'cuda|tiny_golden'
+
+libraries: configure
+	@$(NINJA) tokenmill_cli tokenmill_shared tokenmill_static tokenmill_share >&2
 
 demo: build  ## fetch the demo model and run four prompts in four modes
 	@model=$$(tools/fetch_demo_model.py) && $(BUILD)/bin/offline_batch "$$model"
@@ -67,8 +73,17 @@ check: ## format, include directions, hygiene, docs
 	@tools/check_hygiene.py
 	@tools/check_docs.py
 
-docs:  ## check that what the documents refer to exists
+docs: libraries  ## check the documents: links, tables of options, and that every snippet runs
 	@tools/check_docs.py
+	@tools/make_reference.py $(BUILD)/bin/tokenmill --check
+	@tools/run_snippets.py $(BUILD)
+
+install: libraries  ## install library, headers and program under PREFIX (default /usr/local; DESTDIR is honoured)
+	@cmake --install $(BUILD) --prefix $(PREFIX)
+
+deb: libraries  ## make Debian packages in build/deb
+	@cd $(BUILD) && cpack -B deb >deb.log 2>&1 || { cat deb.log >&2; exit 1; }
+	@rm -rf $(BUILD)/deb/_CPack_Packages && ls $(BUILD)/deb/*.deb
 
 nightly: configure  ## long fuzzing under ASan+UBSan, long simulation, the benchmark
 	@$(NINJA)

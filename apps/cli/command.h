@@ -32,5 +32,9 @@ Command add_tokenize(CLI::App& parent);
 Command add_bench(CLI::App& parent);
 Command add_verify(CLI::App& parent);
 Command add_version(CLI::App& parent);
+// Hidden: what is made from the table of options when tokenmill is built.
+Command add_completion(CLI::App& parent);
+Command add_man(CLI::App& parent);
+Command add_reference(CLI::App& parent);
 
 }  // namespace tokenmill::cli

@@ -86,8 +86,9 @@ int run(int argc, char** argv) {
   CLI::App app{"tokenmill: a language model engine. Run a subcommand with --help for its options.", "tokenmill"};
   app.set_version_flag("--version", version());
   app.require_subcommand(1);
-  const std::vector<Command> commands = {add_generate(app), add_download(app), add_info(app),   add_tokenize(app),
-                                         add_bench(app),    add_verify(app),   add_version(app)};
+  const std::vector<Command> commands = {add_generate(app), add_download(app), add_info(app),    add_tokenize(app),
+                                         add_bench(app),    add_verify(app),   add_version(app), add_completion(app),
+                                         add_man(app),      add_reference(app)};
   try {
     app.parse(argc, argv);
   } catch (const CLI::ExtrasError&) {

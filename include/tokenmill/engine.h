@@ -19,6 +19,7 @@
 
 #include "tokenmill/batch.h"
 #include "tokenmill/error.h"
+#include "tokenmill/export.h"
 #include "tokenmill/log.h"
 #include "tokenmill/output.h"
 #include "tokenmill/sampling_params.h"
@@ -28,24 +29,26 @@
 namespace tokenmill {
 
 struct ChatMessage {
-  std::string role, content;
+  std::string role = {}, content = {};
 };
+// For Request::messages_json, which takes what this cannot say (tools, parts) too.
+TOKENMILL_API std::string messages_to_json(const std::vector<ChatMessage>& messages);
 
-// One prompt. Exactly one of prompt, input_ids and messages (JSON array text of chat messages) is given.
+// One prompt. Exactly one of prompt, input_ids and messages_json is given.
 struct Request {
-  std::optional<std::string> prompt;
-  std::optional<std::vector<int32_t>> input_ids;
-  std::optional<std::string> messages_json;  // OpenAI-style list; the model's chat template is applied
-  std::string chat_kwargs_json = "{}";       // for the template: {"enable_thinking": false}
-  SamplingParams sampling_params;
+  std::optional<std::string> prompt = {};
+  std::optional<std::vector<int32_t>> input_ids = {};
+  std::optional<std::string> messages_json = {};  // OpenAI-style list; the model's chat template is applied
+  std::string chat_kwargs_json = "{}";            // for the template: {"enable_thinking": false}
+  SamplingParams sampling_params = {};
   bool return_logprob = false;  // logprobs of output tokens
-  std::optional<int64_t> logprob_start_len;
+  std::optional<int64_t> logprob_start_len = {};
   int64_t top_logprobs_num = 0;
-  std::vector<int64_t> token_ids_logprob;
-  std::optional<std::string> lora_path;
-  std::optional<std::string> rid;         // nullopt: made by the engine
-  int64_t priority = 0;                   // larger first, with schedule_policy='priority'
-  std::optional<std::string> cache_salt;  // prefixes are shared only among requests with the same one
+  std::vector<int64_t> token_ids_logprob = {};
+  std::optional<std::string> lora_path = {};
+  std::optional<std::string> rid = {};         // nullopt: made by the engine
+  int64_t priority = 0;                        // larger first, with schedule_policy='priority'
+  std::optional<std::string> cache_salt = {};  // prefixes are shared only among requests with the same one
   bool stream = false;  // on_output is called for every chunk, else once a sample, when it has finished
   bool return_prompt_token_ids = false;
 };
@@ -69,7 +72,7 @@ struct Usage {
 
 // A prompt whose K/V stay in the cache, whoever runs, until the handle is released or goes. Move-only; may outlive the
 // engine, and then does nothing.
-class PinnedPrefix {
+class TOKENMILL_API PinnedPrefix {
  public:
   class Impl;
   explicit PinnedPrefix(std::unique_ptr<Impl> impl);
@@ -83,7 +86,10 @@ class PinnedPrefix {
   std::unique_ptr<Impl> impl_;
 };
 
-class Engine {
+// Every member function may be called from any thread, also while others are under way; only destruction must come
+// after the last call has returned. Neither copied nor moved: hold it in a std::unique_ptr or std::shared_ptr to hand
+// it on. Streams and futures may outlive it; they end with an error where they had not finished.
+class TOKENMILL_API Engine {
  public:
   // Loads the model; throws Error naming the file, the key and the remedy.
   explicit Engine(ServerArgs args, LogSink log_sink = nullptr);
@@ -161,6 +167,6 @@ class Engine {
 };
 
 // The library's version, such as "0.1.0".
-std::string version();
+TOKENMILL_API std::string version();
 
 }  // namespace tokenmill

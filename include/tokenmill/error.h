@@ -7,6 +7,8 @@
 #include <stdexcept>
 #include <string>
 
+#include "tokenmill/export.h"
+
 namespace tokenmill {
 
 enum class ErrorKind {
@@ -16,7 +18,7 @@ enum class ErrorKind {
   kRuntime,      // the engine failed or was shut down while the call waited (Python: RuntimeError)
 };
 
-class Error : public std::runtime_error {
+class TOKENMILL_API Error : public std::runtime_error {
  public:
   Error(ErrorKind kind, const std::string& message) : std::runtime_error(message), kind_(kind) {}
   ErrorKind kind() const { return kind_; }

@@ -7,6 +7,8 @@
 #include <variant>
 #include <vector>
 
+#include "tokenmill/export.h"
+
 namespace tokenmill {
 
 struct FinishReason {
@@ -54,6 +56,6 @@ struct Output {
 };
 
 // {"text", "output_ids", "meta_info": {...}} on one line; logprobs as lists of [logprob, token id, text or null].
-std::string to_json(const Output& output);
+TOKENMILL_API std::string to_json(const Output& output);
 
 }  // namespace tokenmill

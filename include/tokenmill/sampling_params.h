@@ -13,6 +13,7 @@
 #include <string_view>
 #include <vector>
 
+#include "tokenmill/export.h"
 #include "tokenmill/option_value.h"
 
 namespace tokenmill {
@@ -22,7 +23,7 @@ namespace tokenmill {
 // engine's thread, so it holds all requests up. What it throws ends its request with finish_reason abort.
 using LogitProcessor = std::function<void(std::span<const int32_t> output_ids, std::span<float> logits)>;
 
-struct SamplingParams {
+struct TOKENMILL_API SamplingParams {
   std::optional<int64_t> max_new_tokens = 128;  // >= 0; nullopt: to the end of the context; 0: prefill only
   int64_t min_new_tokens = 0;                   // [0, max_new_tokens]; EOS and stop ids are masked until then
   double temperature = 1.0;                     // finite, >= 0; below 1e-6 is greedy
@@ -32,21 +33,22 @@ struct SamplingParams {
   double frequency_penalty = 0.0;               // [-2, 2], over output tokens
   double presence_penalty = 0.0;                // [-2, 2], over output tokens
   double repetition_penalty = 1.0;              // (0, 2], over prompt and output tokens
-  std::vector<std::string> stop;                // at most 32 strings, none empty
-  std::vector<int64_t> stop_token_ids;
-  std::vector<std::string> stop_regex;
+  std::vector<std::string> stop = {};           // at most 32 strings, none empty
+  std::vector<int64_t> stop_token_ids = {};
+  std::vector<std::string> stop_regex = {};
   bool ignore_eos = false;  // EOS and stop ids are ignored, stop strings still work
   bool no_stop_trim = false;
   bool skip_special_tokens = true;
   bool spaces_between_special_tokens = true;
   int64_t n = 1;  // samples; the prompt is prefilled once, sample i draws from (seed, i)
-  std::optional<std::string> json_schema, regex, ebnf, structural_tag;  // at most one
-  std::map<int64_t, double> logit_bias;                                 // added to the logits of these ids
-  std::vector<std::string> bad_words;
-  std::optional<std::vector<int64_t>> allowed_token_ids;
-  std::optional<uint64_t> sampling_seed;
-  std::optional<int64_t> stream_interval;                        // tokens; nullopt: ServerArgs::stream_interval
-  std::shared_ptr<const LogitProcessor> custom_logit_processor;  // null: none; the one member that is not in the table
+  std::optional<std::string> json_schema = {}, regex = {}, ebnf = {}, structural_tag = {};  // at most one
+  std::map<int64_t, double> logit_bias = {};  // added to the logits of these ids
+  std::vector<std::string> bad_words = {};
+  std::optional<std::vector<int64_t>> allowed_token_ids = {};
+  std::optional<uint64_t> sampling_seed = {};
+  std::optional<int64_t> stream_interval = {};  // tokens; nullopt: ServerArgs::stream_interval
+  // Null: none. The one member that is not in the table of parameters.
+  std::shared_ptr<const LogitProcessor> custom_logit_processor = {};
 
   // Throws Error(kValue) in the form `top_p must be in (0, 1], got 1.5.`; checks what needs no model.
   void validate() const;
@@ -55,19 +57,19 @@ struct SamplingParams {
 // The table of parameters, in the order above: CLI flags, JSON keys, the Python dataclass and the reference are made
 // from it (src/engine/sampling_params_fields.cc).
 struct SamplingParamsField {
-  std::string_view name;
-  std::string_view type;          // "int", "float", "bool", "list[str] | None", …
-  std::string_view default_text;  // as Python writes it
-  std::string_view help;
+  std::string_view name = {};
+  std::string_view type = {};          // "int", "float", "bool", "list[str] | None", …
+  std::string_view default_text = {};  // as Python writes it
+  std::string_view help = {};
   // Throws Error(kType) `top_k must be int, got 'x'.`; ranges are validate()'s business.
   void (*set)(SamplingParams&, const OptionValue&);
   OptionValue (*get)(const SamplingParams&);
 };
 
-std::span<const SamplingParamsField> sampling_params_fields();
+TOKENMILL_API std::span<const SamplingParamsField> sampling_params_fields();
 // "seed" is another name of sampling_seed. Throws Error(kType) for an unknown name, naming the nearest known one.
-const SamplingParamsField& find_sampling_params_field(std::string_view name);
+TOKENMILL_API const SamplingParamsField& find_sampling_params_field(std::string_view name);
 // Sets one parameter from JSON text such as "0.5", "null" or "[\"a\"]". Throws Error(kType | kValue).
-void set_sampling_param(SamplingParams& params, std::string_view name, std::string_view json);
+TOKENMILL_API void set_sampling_param(SamplingParams& params, std::string_view name, std::string_view json);
 
 }  // namespace tokenmill

@@ -10,7 +10,7 @@
 
 namespace tokenmill {
 
-class Engine::Impl {
+class TOKENMILL_LOCAL Engine::Impl {
  public:
   // The core must have been started. Streams keep a weak pointer to it.
   explicit Impl(std::shared_ptr<EngineCore> engine_core) : core(std::move(engine_core)) {}

@@ -8,7 +8,7 @@
 
 namespace tokenmill {
 
-class PinnedPrefix::Impl {
+class TOKENMILL_LOCAL PinnedPrefix::Impl {
  public:
   Impl(std::weak_ptr<EngineCore> core, uint64_t pin, int64_t tokens)
       : core_(std::move(core)), pin_(pin), tokens_(tokens) {}

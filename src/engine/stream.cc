@@ -13,7 +13,7 @@ bool StreamQueue::push(Output&& output) {
     if (dropped) return false;
     outputs.push_back(std::move(output));
   }
-  arrived.notify_all();
+  wake();
   return true;
 }
 
@@ -22,7 +22,42 @@ void StreamQueue::fail(const Error& cause) {
     const std::lock_guard lock(mutex);
     error = cause;
   }
+  try {
+    wake();
+  } catch (...) {
+    // What a coroutine throws out of its resumption is its own; this thread has others to tell.
+  }
+}
+
+void StreamQueue::wake() {
   arrived.notify_all();
+  std::shared_ptr<StreamWaiter> waiting;
+  Executor run;
+  {
+    const std::lock_guard lock(mutex);
+    if (waiter == nullptr) return;
+    waiting = std::exchange(waiter, nullptr);
+    run = executor;
+  }
+  if (run) {
+    run([waiting] { waiting->resume(); });
+  } else {
+    waiting->resume();
+  }
+}
+
+std::optional<Output> StreamQueue::take() {
+  if (!outputs.empty()) {
+    std::optional<Output> output(std::move(outputs.front()));
+    outputs.pop_front();
+    return output;
+  }
+  if (unfinished > 0 && error) throw *error;
+  return std::nullopt;
+}
+
+void StreamWaiter::resume() {
+  if (void* const address = coroutine.exchange(nullptr)) std::coroutine_handle<>::from_address(address).resume();
 }
 
 Stream::Impl::~Impl() {
@@ -37,7 +72,7 @@ Stream::Impl::~Impl() {
 std::optional<Output> Stream::Impl::next(std::optional<std::chrono::milliseconds> timeout) {
   StreamQueue& queue = *queue_;
   std::unique_lock lock(queue.mutex);
-  const auto ready = [&] { return !queue.outputs.empty() || queue.unfinished == 0 || queue.error; };
+  const auto ready = [&] { return queue.ready(); };
   if (!ready()) {
     // The thread that fills the queue cannot wait for it.
     const auto core = core_.lock();
@@ -50,13 +85,7 @@ std::optional<Output> Stream::Impl::next(std::optional<std::chrono::milliseconds
   } else if (!queue.arrived.wait_for(lock, *timeout, ready)) {
     return std::nullopt;
   }
-  if (!queue.outputs.empty()) {
-    std::optional<Output> output(std::move(queue.outputs.front()));
-    queue.outputs.pop_front();
-    return output;
-  }
-  if (queue.unfinished > 0 && queue.error) throw *queue.error;
-  return std::nullopt;
+  return queue.take();
 }
 
 bool Stream::Impl::done() const {
@@ -81,5 +110,41 @@ std::optional<Output> Stream::next() { return impl_->next(std::nullopt); }
 std::optional<Output> Stream::next_for(std::chrono::milliseconds timeout) { return impl_->next(timeout); }
 bool Stream::done() const { return impl_->done(); }
 void Stream::abort() { impl_->abort(); }
+
+Stream::NextAwaiter Stream::next_async() { return NextAwaiter(impl_->queue()); }
+
+void Stream::resume_on(Executor executor) {
+  const std::lock_guard lock(impl_->queue()->mutex);
+  impl_->queue()->executor = std::move(executor);
+}
+
+Stream::NextAwaiter::NextAwaiter(std::shared_ptr<StreamQueue> queue) : queue_(std::move(queue)) {}
+
+Stream::NextAwaiter::~NextAwaiter() {
+  if (waiter_ != nullptr) waiter_->coroutine = nullptr;
+}
+
+bool Stream::NextAwaiter::await_ready() const {
+  const std::lock_guard lock(queue_->mutex);
+  return queue_->ready();
+}
+
+bool Stream::NextAwaiter::await_suspend(std::coroutine_handle<> coroutine) {
+  const std::shared_ptr<StreamQueue> queue = queue_;  // the coroutine, and this with it, may be gone on unlocking
+  const std::lock_guard lock(queue->mutex);
+  if (queue->ready()) return false;
+  if (queue->waiter != nullptr && queue->waiter->coroutine != nullptr) {
+    throw Error(ErrorKind::kRuntime, "Stream::next_async() is already being awaited.");
+  }
+  waiter_ = std::make_shared<StreamWaiter>();
+  waiter_->coroutine = coroutine.address();
+  queue->waiter = waiter_;
+  return true;
+}
+
+std::optional<Output> Stream::NextAwaiter::await_resume() {
+  const std::lock_guard lock(queue_->mutex);
+  return queue_->take();
+}
 
 }  // namespace tokenmill

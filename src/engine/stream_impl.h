@@ -3,6 +3,7 @@
 // The queue has no bound of its own: it never holds more than the call's outputs.
 #pragma once
 
+#include <atomic>
 #include <condition_variable>
 #include <deque>
 #include <memory>
@@ -15,6 +16,13 @@
 
 namespace tokenmill {
 
+// A coroutine that waits. Whoever takes `coroutine` out goes on with it: the executor's turn, or nobody, once the
+// coroutine was destroyed.
+struct StreamWaiter {
+  std::atomic<void*> coroutine{nullptr};
+  void resume();
+};
+
 // Shared by the Stream and the call's callbacks, which may outlive it.
 struct StreamQueue {
   std::mutex mutex;
@@ -23,12 +31,20 @@ struct StreamQueue {
   int64_t unfinished = 0;  // samples
   bool dropped = false;    // nobody will read any more
   std::optional<Error> error;
+  std::shared_ptr<StreamWaiter> waiter;
+  Executor executor;  // null: the thread that pushes
 
   bool push(Output&& output);  // false: dropped
   void fail(const Error& cause);
+  // Under the mutex.
+  bool ready() const { return !outputs.empty() || unfinished == 0 || error.has_value(); }
+  std::optional<Output> take();
+
+ private:
+  void wake();
 };
 
-class Stream::Impl {
+class TOKENMILL_LOCAL Stream::Impl {
  public:
   Impl(std::weak_ptr<EngineCore> core, std::shared_ptr<StreamQueue> queue, std::shared_ptr<const Call> call)
       : core_(std::move(core)), queue_(std::move(queue)), call_(std::move(call)) {}
@@ -37,6 +53,7 @@ class Stream::Impl {
   std::optional<Output> next(std::optional<std::chrono::milliseconds> timeout);
   bool done() const;
   void abort();
+  const std::shared_ptr<StreamQueue>& queue() const { return queue_; }
 
  private:
   std::weak_ptr<EngineCore> core_;

@@ -11,6 +11,7 @@ tm_test(engine_scenarios_test
           ${CMAKE_CURRENT_LIST_DIR}/engine_memory_test.cc ${CMAKE_CURRENT_LIST_DIR}/engine_lists_test.cc
           ${CMAKE_CURRENT_LIST_DIR}/engine_oracle_test.cc ${CMAKE_CURRENT_LIST_DIR}/engine_batch_test.cc
           ${CMAKE_CURRENT_LIST_DIR}/engine_metrics_test.cc
+          ${CMAKE_CURRENT_LIST_DIR}/engine_coroutine_test.cc
   LIBS shadow_model)
 tm_test(engine_bits_test SOURCES ${CMAKE_CURRENT_LIST_DIR}/engine_bits_test.cc
         ${CMAKE_SOURCE_DIR}/tests/models/quantized_checkpoint.cc LIBS shadow_model TIMEOUT 1800)

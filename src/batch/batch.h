@@ -56,7 +56,7 @@ struct SamplingRow {
   const std::vector<int32_t>* banned_ids_more = nullptr;               // a second list, so that neither is copied
   const std::vector<int32_t>* allowed_ids = nullptr;                   // null: all; sorted
   const LogitEdit* logit_edit = nullptr;                               // applied before all of the above; null: none
-  std::span<const int32_t> output_ids = {};                                 // with logit_edit
+  std::span<const int32_t> output_ids = {};                            // with logit_edit
   bool want_logprob = false;
   int32_t top_logprobs = 0;                           // 0: none
   const std::vector<int32_t>* logprob_ids = nullptr;  // logprobs of these ids

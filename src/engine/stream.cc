@@ -6,43 +6,44 @@
 
 namespace tokenmill {
 
+// The waiter is taken out together with what it waits for: a coroutine that has read on and waits anew meanwhile is
+// not woken for what it already has.
+StreamQueue::Wakeup StreamQueue::take_waiter() { return {std::exchange(waiter, nullptr), executor}; }
+
+void StreamQueue::wake(const Wakeup& wakeup) {
+  arrived.notify_all();
+  if (wakeup.waiter == nullptr) return;
+  if (wakeup.run) {
+    wakeup.run([waiting = wakeup.waiter] { waiting->resume(); });
+  } else {
+    wakeup.waiter->resume();
+  }
+}
+
 bool StreamQueue::push(Output&& output) {
+  Wakeup wakeup;
   {
     const std::lock_guard lock(mutex);
     if (output.finished()) --unfinished;
     if (dropped) return false;
     outputs.push_back(std::move(output));
+    wakeup = take_waiter();
   }
-  wake();
+  wake(wakeup);
   return true;
 }
 
 void StreamQueue::fail(const Error& cause) {
+  Wakeup wakeup;
   {
     const std::lock_guard lock(mutex);
     error = cause;
+    wakeup = take_waiter();
   }
   try {
-    wake();
+    wake(wakeup);
   } catch (...) {
     // What a coroutine throws out of its resumption is its own; this thread has others to tell.
-  }
-}
-
-void StreamQueue::wake() {
-  arrived.notify_all();
-  std::shared_ptr<StreamWaiter> waiting;
-  Executor run;
-  {
-    const std::lock_guard lock(mutex);
-    if (waiter == nullptr) return;
-    waiting = std::exchange(waiter, nullptr);
-    run = executor;
-  }
-  if (run) {
-    run([waiting] { waiting->resume(); });
-  } else {
-    waiting->resume();
   }
 }
 

@@ -41,7 +41,12 @@ struct StreamQueue {
   std::optional<Output> take();
 
  private:
-  void wake();
+  struct Wakeup {
+    std::shared_ptr<StreamWaiter> waiter;
+    Executor run;
+  };
+  Wakeup take_waiter();  // under the mutex
+  void wake(const Wakeup& wakeup);
 };
 
 class TOKENMILL_LOCAL Stream::Impl {

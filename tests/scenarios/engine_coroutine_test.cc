@@ -138,6 +138,22 @@ TEST(EngineCoroutine, OnAnExecutorManyAtOnce) {
   loop.call([&] { jobs.clear(); });
 }
 
+// A reader on another thread may take a chunk and wait again before the one that brought it has come to wake it.
+TEST(EngineCoroutine, AReaderThatIsAheadOfItsWakingMissesNothing) {
+  OpenEngine open(ShadowEngineOptions{});
+  Loop loop;
+  for (uint64_t round = 0; round < 60; ++round) {
+    std::deque<Job> jobs;
+    loop.call([&] {
+      for (uint64_t i = 0; i < 4; ++i) {
+        jobs.push_back(read_on(loop, open.engine.generate_stream(ids_request(random_ids(i, 9), 60))));
+      }
+    });
+    for (uint64_t i = 0; i < 4; ++i) EXPECT_EQ(jobs[i].get(), shadow_greedy(random_ids(i, 9), 60)) << "round " << round;
+    loop.call([&] { jobs.clear(); });
+  }
+}
+
 TEST(EngineCoroutine, ADestroyedOneEndsItsRequest) {
   OpenEngine open(slow_engine());
   Loop loop;

@@ -292,7 +292,7 @@ Script shrink(Script script, int64_t tries_max) {
           smaller = true;
           continue;
         }
-        const SequenceSpec& spec = script.ops[o].unit[s];
+        const SequenceSpec spec = script.ops[o].unit[s];  // a copy: an attempt that succeeds replaces the script
         const size_t length = spec.prompt->size();
         const int64_t new_tokens = spec.max_new_tokens;
         for (const size_t cut : {length / 2, length - 1}) {

@@ -21,11 +21,26 @@ class Job {
  public:
   struct promise_type {
     std::promise<std::vector<int32_t>> result;
+    std::vector<int32_t> ids;
+    std::exception_ptr error;
     Job get_return_object() { return Job(std::coroutine_handle<promise_type>::from_promise(*this)); }
     std::suspend_never initial_suspend() noexcept { return {}; }
-    std::suspend_always final_suspend() noexcept { return {}; }
-    void return_value(std::vector<int32_t> ids) { result.set_value(std::move(ids)); }
-    void unhandled_exception() { result.set_exception(std::current_exception()); }
+    // Told once the frame is suspended for good, and from the stack: whoever has the result may destroy the frame.
+    struct Tell {
+      bool await_ready() noexcept { return false; }
+      void await_suspend(std::coroutine_handle<promise_type> handle) noexcept {
+        std::promise<std::vector<int32_t>> result = std::move(handle.promise().result);
+        if (const std::exception_ptr error = handle.promise().error) {
+          result.set_exception(error);
+        } else {
+          result.set_value(std::vector<int32_t>(std::move(handle.promise().ids)));
+        }
+      }
+      void await_resume() noexcept {}
+    };
+    Tell final_suspend() noexcept { return {}; }
+    void return_value(std::vector<int32_t> value) { ids = std::move(value); }
+    void unhandled_exception() { error = std::current_exception(); }
   };
 
   explicit Job(std::coroutine_handle<promise_type> handle)

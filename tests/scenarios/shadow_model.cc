@@ -15,8 +15,8 @@
 
 #ifdef __SANITIZE_THREAD__
 // libstdc++.so counts an exception's references in code that is not instrumented, so the last release looks like a race
-// with the thread that made the exception.
-extern "C" const char* __tsan_default_suppressions() {
+// with the thread that made the exception. The sanitizer's own library calls this, so it must not be hidden.
+extern "C" __attribute__((visibility("default"))) const char* __tsan_default_suppressions() {
   return "race:std::__exception_ptr::exception_ptr::_M_release\n";
 }
 #endif

@@ -116,7 +116,8 @@ TEST_P(TinyGoldenBFloat16, NearTransformers) {
     });
   }
   EXPECT_GT(size, 0);
-  EXPECT_LT(std::sqrt(difference / size), 0.05);
+  // Trained weights, stored in fp32, lose more: 3.1 % on the CPU. The random models' are bf16 already (1.5 % at most).
+  EXPECT_LT(std::sqrt(difference / size), name == "stories260k" ? 0.05 : 0.03);
 }
 
 std::string test_name(const testing::TestParamInfo<TinyGolden::ParamType>& info) {

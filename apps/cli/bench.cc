@@ -69,8 +69,15 @@ void choose_matrix_roof(const std::string& dtype, BenchReport& report) {
   }
 }
 
-double matrix_share(const BenchReport& report, double tokens_per_s) {
-  return tokens_per_s * 2 * static_cast<double>(report.model.matrix_parameters) / report.matrix_roof;
+// `head_share` of the positions go through the head: all of a decode's, one of a prompt's.
+double matrix_share(const BenchReport& report, double tokens_per_s, double head_share) {
+  const double head = static_cast<double>(report.model.hidden_size) * static_cast<double>(report.model.vocab_size);
+  const double parameters = static_cast<double>(report.model.matrix_parameters) - head * (1 - head_share);
+  return tokens_per_s * 2 * parameters / report.matrix_roof;
+}
+
+double prefill_share(const BenchReport& report) {
+  return matrix_share(report, report.prefill.tokens_per_s, 1.0 / static_cast<double>(report.prefill.tokens));
 }
 
 // A decode step reads all weights but an embedding that is only looked up; KV is left out.
@@ -108,14 +115,14 @@ ordered_json to_json(const BenchReport& report) {
                         {"step_p99_s", decode.step_p99_s}};
     if (report.roofs) {
       row["read_roof_share"] = read_share(report, decode);
-      row["matrix_roof_share"] = matrix_share(report, decode.tokens_per_s);
+      row["matrix_roof_share"] = matrix_share(report, decode.tokens_per_s, 1);
     }
     decodes.push_back(std::move(row));
   }
   ordered_json prefill = {{"tokens", report.prefill.tokens},
                           {"seconds", report.prefill.seconds},
                           {"tokens_per_s", report.prefill.tokens_per_s}};
-  if (report.roofs) prefill["matrix_roof_share"] = matrix_share(report, report.prefill.tokens_per_s);
+  if (report.roofs) prefill["matrix_roof_share"] = prefill_share(report);
   return {{"model", report.model.path},
           {"architecture", report.model.architecture},
           {"parameters", report.model.parameters},
@@ -151,13 +158,12 @@ void print_text(const BenchReport& report) {
     return std::string(text);
   };
   std::printf("prefill %-8lld %10.1f %12s %12s %14.1f %12s\n", static_cast<long long>(report.prefill.tokens),
-              report.prefill.tokens_per_s, "-",
-              share(report.roofs ? matrix_share(report, report.prefill.tokens_per_s) : 0).c_str(),
+              report.prefill.tokens_per_s, "-", share(report.roofs ? prefill_share(report) : 0).c_str(),
               1e3 * report.prefill.seconds, "-");
   for (const DecodeResult& decode : report.decodes) {
     std::printf("decode batch %-3lld %10.1f %12s %12s %14.1f %12.2f\n", static_cast<long long>(decode.batch_size),
                 decode.tokens_per_s, share(report.roofs ? read_share(report, decode) : 0).c_str(),
-                share(report.roofs ? matrix_share(report, decode.tokens_per_s) : 0).c_str(),
+                share(report.roofs ? matrix_share(report, decode.tokens_per_s, 1) : 0).c_str(),
                 1e3 * decode.first_token_p50_s, 1e3 * decode.step_p99_s);
   }
 }

@@ -14,7 +14,8 @@ std::shared_ptr<const Tokenizer> open_tokenizer(const TokenizerSource& source);
 // model_path: a folder (which may hold only a tokenizer), a GGUF file, or a hub id.
 std::shared_ptr<const Tokenizer> open_tokenizer(const std::string& model_path);
 
-// Loads the checkpoint onto the CPU.
-std::unique_ptr<Probe> open_probe(const Checkpoint& checkpoint, const std::string& dtype, const ProbeOptions& options);
+// Loads the checkpoint onto a device; "": the engine's default.
+std::unique_ptr<Probe> open_probe(const Checkpoint& checkpoint, const std::string& dtype, const std::string& device,
+                                  const ProbeOptions& options);
 
 }  // namespace tokenmill

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "models/packing.h"
+#include "ops/backend_registry.h"
 #include "tokenmill/error.h"
 #include "verify/kinds.h"
 #include "verify/open_model.h"
@@ -100,7 +101,8 @@ size_t longest(const std::vector<Run>& runs) {
   return tokens;
 }
 
-void tiny_model(const std::filesystem::path& folder, const std::string& dtype, JsonLinesWriter& out) {
+void tiny_model(const std::filesystem::path& folder, const std::string& dtype, const std::string& device,
+                JsonLinesWriter& out) {
   const auto checkpoint = Checkpoint::open(folder.string(), {});
   const std::string golden_path = (folder / "golden.json").string();
   const Json golden = read_json_file(golden_path);
@@ -110,7 +112,7 @@ void tiny_model(const std::filesystem::path& folder, const std::string& dtype, J
     check_prompt(runs.back().prompt, checkpoint->config(), kTinyTokens, golden_path);
   }
   const ProbeOptions options{.num_sequences = 1, .tokens_max = static_cast<int64_t>(longest(runs) + kTinyTokens)};
-  const auto probe = open_probe(*checkpoint, dtype, options);
+  const auto probe = open_probe(*checkpoint, dtype, device, options);
   for (size_t i = 0; i < runs.size(); ++i) {
     Run& run = runs[i];
     prefill(*probe, 0, run);
@@ -127,9 +129,10 @@ void tiny_model(const std::filesystem::path& folder, const std::string& dtype, J
 
 }  // namespace
 
-std::unique_ptr<Probe> open_probe(const Checkpoint& checkpoint, const std::string& dtype, const ProbeOptions& options) {
+std::unique_ptr<Probe> open_probe(const Checkpoint& checkpoint, const std::string& dtype, const std::string& device,
+                                  const ProbeOptions& options) {
   const Packing packing = choose_packing(dtype, checkpoint.config());
-  std::unique_ptr<Backend> backend = make_cpu_backend({});
+  std::unique_ptr<Backend> backend = make_backend(device.empty() ? default_device() : device, CpuOptions{});
   std::unique_ptr<Model> model = load_model(checkpoint, *backend, packing, nullptr);
   return std::make_unique<Probe>(std::move(backend), std::move(model), options);
 }
@@ -146,7 +149,7 @@ void verify_gen(const VerifyOptions& options, JsonLinesWriter& out) {
   }
   const size_t group = std::min(kSequencesMax, std::max<size_t>(runs.size(), 1));
   const auto probe = open_probe(
-      *checkpoint, options.dtype.empty() ? "auto" : options.dtype,
+      *checkpoint, options.dtype.empty() ? "auto" : options.dtype, options.device,
       {.num_sequences = static_cast<int64_t>(group), .tokens_max = static_cast<int64_t>(longest(runs) + kGenTokens)});
   for (size_t first = 0; first < runs.size(); first += group) {
     const std::span<Run> together = std::span(runs).subspan(first, std::min(group, runs.size() - first));
@@ -192,7 +195,7 @@ int verify_tiny(const VerifyOptions& options, JsonLinesWriter& out, std::ostream
   int skipped = 0;
   for (const std::filesystem::path& folder : folders) {
     try {
-      tiny_model(folder, options.dtype.empty() ? "float32" : options.dtype, out);
+      tiny_model(folder, options.dtype.empty() ? "float32" : options.dtype, options.device, out);
     } catch (const Error& error) {
       ++skipped;
       err << "skipped " << folder.filename().string() << ": " << error.what() << "\n";

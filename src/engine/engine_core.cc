@@ -154,6 +154,7 @@ EngineCore::EngineCore(ServerArgs args, EngineParts parts)
                                                   .max_rows = *args_.max_running_requests,
                                                   .graph_rows_max = args_.cuda_graph_max_bs.value_or(kGraphRowsDefault),
                                                   .use_graphs = !args_.disable_cuda_graph});
+  runner_->backend().set_warning_sink([this](const std::string& line) { logger_.warning(line); });
   SchedulerOptions options = scheduler_options(args_, num_blocks, tokenizer_, logger_);
   options.on_first_admission = [this](uint64_t id, double queued_seconds, int64_t cached_tokens) {
     on_first_admission(id, queued_seconds, cached_tokens);

@@ -163,6 +163,9 @@ class Backend {
   virtual int64_t kv_block_bytes(int32_t kv_heads, int32_t head_dim, int32_t page_size, DType dtype) const = 0;
   virtual void copy_blocks(const KvLayer& kv, std::span<const BlockCopy> copies) = 0;
 
+  // Where the backend tells what the engine's log should warn of; on the thread that calls its operations.
+  virtual void set_warning_sink(std::function<void(const std::string&)> sink) { (void)sink; }
+
   // --- graphs -------------------------------------------------------------------------------------------------------
   // Whether run_graph() can record a step and launch it again as one.
   virtual bool has_graphs() const { return false; }

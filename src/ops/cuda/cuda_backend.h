@@ -40,6 +40,9 @@ class CudaBackend final : public Backend {
     return packing == Packing::kFloat32 || deterministic_ ? DType::kF32 : DType::kBF16;
   }
   bool has_graphs() const override { return true; }
+  void set_warning_sink(std::function<void(const std::string&)> sink) override {
+    graphs_.set_warning_sink(std::move(sink));
+  }
   void run_graph(uint64_t key, const std::function<void()>& work) override;  // cuda_backend.cc
   int64_t num_graph_launches() const { return graphs_.num_launches(); }
   int64_t available_memory() const override;  // memory.cu

@@ -1,7 +1,5 @@
 #include "ops/cuda/step_graphs.h"
 
-#include <cstdio>
-
 #include "ops/backend.h"
 
 namespace tokenmill {
@@ -63,8 +61,9 @@ void StepGraphs::run(Key key, cudaStream_t stream, const std::function<void()>& 
   }
   entry.exec = record(stream, work);
   if (entry.exec != nullptr) return launch(entry, stream);
-  if (++entry.failures == kFailuresMax) {
-    std::fprintf(stderr, "tokenmill: a step could not be captured as a CUDA graph and runs without one.\n");
+  if (++entry.failures == kFailuresMax && warn_) {
+    warn_("A step of " + std::to_string(key.first) +
+          " rows could not be captured as a CUDA graph and runs without one, which is slower.");
   }
   work();
 }

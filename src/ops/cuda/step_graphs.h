@@ -9,7 +9,8 @@
 #include <map>
 #include <memory>
 #include <stdexcept>
-#include <tuple>
+#include <string>
+#include <utility>
 
 #include "ops/cuda/cuda_common.h"
 
@@ -27,6 +28,8 @@ class StepGraphs {
   using Key = std::pair<uint64_t, uint64_t>;
 
   void run(Key key, cudaStream_t stream, const std::function<void()>& work);
+  // Where it is told that a step cannot be recorded; null: nowhere.
+  void set_warning_sink(std::function<void(const std::string&)> sink) { warn_ = std::move(sink); }
   bool recording() const { return recording_; }
   int64_t num_launches() const { return num_launches_; }
 
@@ -45,6 +48,7 @@ class StepGraphs {
   void launch(const Entry& entry, cudaStream_t stream);
 
   std::map<Key, Entry> entries_;
+  std::function<void(const std::string&)> warn_;
   bool recording_ = false;
   int64_t num_launches_ = 0;
 };

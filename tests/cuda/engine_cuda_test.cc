@@ -7,6 +7,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <filesystem>
+#include <mutex>
 #include <random>
 #include <string>
 
@@ -342,6 +343,55 @@ class FaultyModel final : public Model {
   std::unique_ptr<Model> model_;
   const std::atomic<bool>& armed_;
 };
+
+// Each step also gathers by ids that are not the planned batch's, which no record can hold.
+class UnrecordableModel final : public Model {
+ public:
+  explicit UnrecordableModel(std::unique_ptr<Model> model) : model_(std::move(model)) {}
+  const ModelConfig& config() const override { return model_->config(); }
+  Packing packing() const override { return model_->packing(); }
+  size_t weight_bytes() const override { return model_->weight_bytes(); }
+  size_t workspace_bytes(int64_t tokens) const override { return model_->workspace_bytes(tokens); }
+  void forward(ForwardContext& context, Matrix hidden) const override {
+    model_->forward(context, hidden);
+    const std::vector<int32_t> first(1);
+    context.backend.gather_rows(hidden, first, hidden.slice_rows(0, 1));
+  }
+  void final_norm(ForwardContext& context, Matrix hidden, Matrix out) const override {
+    model_->final_norm(context, hidden, out);
+  }
+  void logits(ForwardContext& context, Matrix hidden, Matrix out) const override {
+    model_->logits(context, hidden, out);
+  }
+
+ private:
+  std::unique_ptr<Model> model_;
+};
+
+TEST_F(EngineCuda, AStepThatCannotBeRecordedRunsAndIsTold) {
+  ServerArgs args = args_for("stories260k", "cuda");
+  args.log_level = "warning";
+  const auto requests = random_requests(1, 100, 24, 31);
+  const auto want = ids_of(Engine(args).generate(requests));
+  args = resolve_server_args(args);
+  const auto checkpoint = Checkpoint::open(args.model_path, {});
+  EngineParts parts;
+  parts.backend = make_backend("cuda", CpuOptions{});
+  parts.model =
+      std::make_unique<UnrecordableModel>(load_model(*checkpoint, *parts.backend, Packing::kFloat32, nullptr));
+  std::mutex mutex;
+  std::string log;
+  parts.log_sink = [&](LogLevel, const std::string& line) {
+    const std::lock_guard lock(mutex);
+    log += line + "\n";
+  };
+  auto core = std::make_shared<EngineCore>(args, std::move(parts));
+  core->start();
+  Engine engine(std::make_shared<Engine::Impl>(core));
+  EXPECT_EQ(ids_of(engine.generate(requests)), want);
+  engine.shutdown();
+  EXPECT_NE(log.find("could not be captured as a CUDA graph"), std::string::npos) << log;
+}
 
 bool stops(Engine& engine, const Request& request) {
   try {

@@ -75,6 +75,17 @@ class ShadowDevice {
     }
   }
 
+  // Of all tokens of the row, as they are read back.
+  uint64_t prefix_hash(const Batch& batch, const BatchRow& row) const {
+    uint64_t hash = 0;
+    for (int32_t position = 0; position < row.kv_len; ++position) {
+      const int32_t block = batch.block_tables.at(row.block_begin + position / page_size_);
+      const size_t index = static_cast<size_t>(block) * page_size_ + position % page_size_;
+      hash = hash_step(hash, static_cast<uint64_t>(rows_.at(index)));
+    }
+    return hash;
+  }
+
  private:
   static constexpr int32_t kPoison = -7;
 
@@ -91,11 +102,7 @@ class ShadowDevice {
 
   SampledToken sample(const Batch& batch, const BatchRow& row, const SamplingRow& how) {
     if (how.token_index != row.token_begin + row.q_len - 1) throw std::logic_error("a sampled index is wrong");
-    uint64_t hash = 0;
-    for (int32_t position = 0; position < row.kv_len; ++position) {
-      int32_t block = batch.block_tables.at(row.block_begin + position / page_size_);
-      hash = hash_step(hash, static_cast<uint64_t>(slot(block, position % page_size_)));
-    }
+    const uint64_t hash = prefix_hash(batch, row);
     DrawKey key{how.seed, how.sample_index, how.position, 0};
     if (how.counts) {
       for (auto [id, count] : how.counts->output_ids) key.penalty_sum += (id + 1) * static_cast<int64_t>(count);

@@ -1,5 +1,6 @@
 #include "scenarios/shadow_model.h"
 
+#include <algorithm>
 #include <cmath>
 #include <cstdlib>
 #include <cstring>
@@ -55,23 +56,27 @@ class HostMatrix {
   Matrix host;
 };
 
-// Keys and values of all layers as the host sees them.
+// Keys and values of all layers as the host sees them; on a device a copy of the blocks between the step's first and
+// last.
 class HostKv {
  public:
   explicit HostKv(ForwardContext& context) : on_device_(context.backend.name() == "cuda") {
+    for (int64_t l = 0; l < kLayers; ++l) layers_[l] = context.kv.layer(l);
+    if (!on_device_ || context.batch.block_tables.empty()) return;
+    const auto [first, last] = std::ranges::minmax(context.batch.block_tables);
     for (int64_t l = 0; l < kLayers; ++l) {
-      layers_[l] = context.kv.layer(l);
-      if (!on_device_) continue;
-      copies_[l].resize(static_cast<size_t>(layers_[l].block_bytes) * static_cast<size_t>(layers_[l].num_blocks));
-      context.backend.copy_to_host(copies_[l].data(), layers_[l].base, copies_[l].size());
+      const int64_t block_bytes = layers_[l].block_bytes;
+      copies_[l].resize(static_cast<size_t>(block_bytes * (last - first + 1)));
+      context.backend.copy_to_host(copies_[l].data(), layers_[l].base + block_bytes * first, copies_[l].size());
       layers_[l].base = copies_[l].data();
     }
+    first_block_ = first;
   }
 
   // One token's key and value, kHeadDim numbers each in the pool's type.
   void read(int64_t layer, int32_t block, int32_t row, std::byte* key, std::byte* value) const {
     const KvLayer& kv = layers_[layer];
-    const std::byte* const memory = kv.base + block * kv.block_bytes;
+    const std::byte* const memory = kv.base + (block - first_block_) * kv.block_bytes;
     if (on_device_) {  // [K, V][page_size][kHeadDim]: ops/cuda/kv_layout.h
       const size_t bytes = kHeadDim * size_of(kv.dtype);
       std::memcpy(key, memory + static_cast<size_t>(row) * bytes, bytes);
@@ -87,6 +92,7 @@ class HostKv {
 
  private:
   bool on_device_;
+  int32_t first_block_ = 0;  // where the copies begin
   KvLayer layers_[kLayers];
   std::vector<std::byte> copies_[kLayers];
 };

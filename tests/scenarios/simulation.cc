@@ -27,6 +27,7 @@ Simulation::Simulation(const SimulationOptions& options) : options_(options), ra
   script_.options = config_;
   script_.vocab_size = vocab_size_;
   device_ = std::make_unique<ShadowDevice>(config_.num_blocks, config_.page_size, vocab_size_);
+  if (options_.make_witness) witness_ = options_.make_witness(config_);
   scheduler_ = std::make_unique<Scheduler>(config_);
 }
 
@@ -269,6 +270,7 @@ void Simulation::step(bool adding) {
     } else {
       script_.ops.push_back({.kind = ScriptOp::Kind::kCommit, .unit = {}, .numbers = {}});
       StepResult result = device_->run(*batch);
+      if (witness_) witness_(*batch, *device_);
       for (size_t i = 0; i < result.sampled.size(); ++i) {
         if (!chance(invalid_probability_)) continue;
         result.sampled[i] = {};

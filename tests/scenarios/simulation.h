@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <map>
 #include <memory>
 #include <optional>
@@ -26,6 +27,10 @@ struct SimulationOptions {
   uint64_t seed = 1;
   int64_t steps = 500;          // of one world: one pool, one policy
   bool check_integrity = true;  // after every schedule and commit
+  // Makes another device for the world's pool, which is given each step that the toy device has run, and throws where
+  // it read other tokens. Null: none.
+  using Witness = std::function<void(const Batch&, const ShadowDevice&)>;
+  std::function<Witness(const SchedulerOptions&)> make_witness = nullptr;
 };
 
 struct SimulationCounts {
@@ -79,6 +84,7 @@ class Simulation {
   int64_t prompt_max_ = 0, new_max_ = 0;
   std::vector<std::vector<int32_t>> families_;
   std::unique_ptr<ShadowDevice> device_;
+  SimulationOptions::Witness witness_;
   std::unique_ptr<Scheduler> scheduler_;
   std::map<uint64_t, Expected> live_;
   std::vector<std::vector<int32_t>> history_;  // prompts and outputs of the past, to be continued

@@ -54,8 +54,8 @@ $(BUILD)/.python: $(VENV)/.ready $(BUILD)/build.ninja
 python: configure $(BUILD)/.python  ## build the Python package in build/python, for PYTHONPATH
 	@$(NINJA) python_package >&2
 
-wheel: configure $(VENV)/.ready  ## build the Python wheel in dist/
-	@tools/build_wheel $(VENV)/bin/python
+wheel: configure $(VENV)/.ready  ## build the Python wheel in dist/; TOKENMILL_CUDA=1: tokenmill-cuda
+	@tools/build_wheel $(if $(TOKENMILL_CUDA),--cuda) $(VENV)/bin/python
 
 test: configure $(BUILD)/.python  ## build and run every test
 	@$(NINJA)

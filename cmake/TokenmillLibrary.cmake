@@ -49,10 +49,19 @@ add_library(tokenmill_objects STATIC ${objects})
 set_target_properties(tokenmill_objects PROPERTIES LINKER_LANGUAGE CXX ARCHIVE_OUTPUT_DIRECTORY ${PROJECT_BINARY_DIR}/lib)
 set(TM_STATIC_LIBRARY ${PROJECT_BINARY_DIR}/lib/libtokenmill.a)
 get_target_property(TM_SHIM_LIB tm_text_shim IMPORTED_LOCATION)
+set(archives $<TARGET_FILE:tokenmill_objects> ${TM_SHIM_LIB})
+# The CUDA runtime is inside, too: who links the library needs no toolkit.
+set(TM_STATIC_LINK_LIBS ${TM_EXTERNAL_LIBS})
+if(CUDA::cudart_static IN_LIST TM_STATIC_LINK_LIBS)
+  list(REMOVE_ITEM TM_STATIC_LINK_LIBS CUDA::cudart_static)
+  list(APPEND TM_STATIC_LINK_LIBS Threads::Threads dl rt)
+  list(REMOVE_DUPLICATES TM_STATIC_LINK_LIBS)
+  list(APPEND archives $<TARGET_FILE:CUDA::cudart_static>)
+endif()
 add_custom_command(
   OUTPUT ${TM_STATIC_LIBRARY}
   COMMAND ${CMAKE_COMMAND} -DAR=${CMAKE_AR} -DSTRIP=${CMAKE_STRIP} -DOUTPUT=${TM_STATIC_LIBRARY}
-          "-DARCHIVES=$<TARGET_FILE:tokenmill_objects>;${TM_SHIM_LIB}" -P ${PROJECT_SOURCE_DIR}/cmake/MergeArchives.cmake
+          "-DARCHIVES=${archives}" -P ${PROJECT_SOURCE_DIR}/cmake/MergeArchives.cmake
   DEPENDS tokenmill_objects ${TM_SHIM_LIB} ${PROJECT_SOURCE_DIR}/cmake/MergeArchives.cmake
   VERBATIM)
 add_custom_target(tokenmill_static ALL DEPENDS ${TM_STATIC_LIBRARY})

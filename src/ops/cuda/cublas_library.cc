@@ -18,6 +18,10 @@ namespace {
 #define TM_TEXT_OF(x) #x
 #define TM_TEXT(x) TM_TEXT_OF(x)
 constexpr const char* kMajor = TM_TEXT(CUBLAS_VER_MAJOR);
+constexpr const char* kPackage = CUBLAS_VER_MAJOR >= 13 ? "nvidia-cublas" : "nvidia-cublas-cu12";
+// tools/name_cuda_wheel.py finds the version by this name.
+constexpr const char* kBlasName = "libcublas.so." TM_TEXT(CUBLAS_VER_MAJOR);
+constexpr const char* kLtName = "libcublasLt.so." TM_TEXT(CUBLAS_VER_MAJOR);
 
 struct Libraries {
   void* lt = nullptr;
@@ -50,9 +54,9 @@ Libraries open_libraries() {
     const std::string prefix = folder.empty() ? "" : folder + "/";
     // cublasLt first: cublas needs it and may not know where it is.
     Libraries found;
-    found.lt = dlopen((prefix + "libcublasLt.so." + kMajor).c_str(), RTLD_NOW | RTLD_LOCAL);
+    found.lt = dlopen((prefix + kLtName).c_str(), RTLD_NOW | RTLD_LOCAL);
     if (found.lt == nullptr) continue;
-    found.blas = dlopen((prefix + "libcublas.so." + kMajor).c_str(), RTLD_NOW | RTLD_LOCAL);
+    found.blas = dlopen((prefix + kBlasName).c_str(), RTLD_NOW | RTLD_LOCAL);
     if (found.blas != nullptr) return found;
     dlclose(found.lt);
   }
@@ -76,10 +80,9 @@ void require_cublas() {
   if (libraries().blas != nullptr) return;
   throw Error(
       ErrorKind::kRuntime,
-      std::string("device='cuda' needs cuBLAS ") + kMajor + " (libcublas.so." + kMajor + " and libcublasLt.so." +
-          kMajor +
-          "), which was not found. Install the CUDA toolkit's libraries or the PyPI package nvidia-cublas, or set "
-          "TOKENMILL_CUBLAS to the folder that holds them.");
+      std::string("device='cuda' needs cuBLAS ") + kMajor + " (" + kBlasName + " and " + kLtName +
+          "), which was not found. Install the CUDA toolkit's libraries or the PyPI package " + kPackage +
+          ", or set TOKENMILL_CUBLAS to the folder that holds them.");
 }
 
 }  // namespace tokenmill

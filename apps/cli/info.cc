@@ -94,8 +94,9 @@ Command add_info(CLI::App& parent) {
                   "A model folder, a .gguf file, or a model on the hub: org/name")
       ->required();
   app->add_flag("--json", options->as_json, "JSON instead of text");
-  app->add_option("--revision", options->server_args.revision, "Revision in the Hugging Face cache");
-  app->add_option("--download-dir", options->server_args.download_dir, "Hugging Face cache folder");
+  app->add_option("--revision", options->server_args.revision, "Branch, tag or commit of a model on the hub [main]");
+  app->add_option("--download-dir", options->server_args.download_dir,
+                  "Hugging Face cache folder [HF_HUB_CACHE, HF_HOME or the default]");
   return {app, [options] {
             const ModelInfo model = read_model_info(options->server_args);
             if (options->as_json) {

@@ -63,6 +63,10 @@ using OutputCallback = std::function<bool(Output&&)>;
 // requests had finished: those then get no Output. The same rules as for OutputCallback.
 using FailureCallback = std::function<void(const Error&)>;
 
+// Asked several times a second by a call that may take long, on the thread that made the call. False ends the call,
+// which then throws Error(kRuntime). Must not throw.
+using KeepGoing = std::function<bool()>;
+
 // The next request of a lazy list; nullopt: there is no more.
 using RequestSource = std::function<std::optional<Request>()>;
 
@@ -92,7 +96,7 @@ class TOKENMILL_API PinnedPrefix {
 class TOKENMILL_API Engine {
  public:
   // Loads the model; throws Error naming the file, the key and the remedy.
-  explicit Engine(ServerArgs args, LogSink log_sink = nullptr);
+  explicit Engine(ServerArgs args, LogSink log_sink = nullptr, const KeepGoing& keep_going = nullptr);
   class Impl;
   explicit Engine(std::shared_ptr<Impl> impl);  // over parts made elsewhere (src/engine/engine_impl.h)
   ~Engine();                                    // shutdown()
@@ -105,9 +109,10 @@ class TOKENMILL_API Engine {
   // Queues a list as one unit (up to 4,096 prompts; a longer list is fed through a window of that many): types, keys
   // and values are checked before anything runs; what only tokenising shows ends that item alone.
   // Returns the ids, one a request. Output::index is the place in the list; with n > 1 the samples of all requests
-  // are counted through, as generate() returns them.
+  // are counted through, as generate() returns them. keep_going is asked while the list is tokenised; where it ends the
+  // call, nothing of the list runs.
   std::vector<std::string> submit(std::vector<Request> requests, OutputCallback on_output,
-                                  FailureCallback on_failure = nullptr);
+                                  FailureCallback on_failure = nullptr, const KeepGoing& keep_going = nullptr);
 
   std::vector<Output> generate(Request request);                // n outputs
   std::vector<Output> generate(std::vector<Request> requests);  // in input order, prompt-major over samples
@@ -156,7 +161,8 @@ class TOKENMILL_API Engine {
   std::string decode_ids(const std::vector<int32_t>& ids, bool skip_special_tokens = true) const;
   std::string apply_chat_template(const std::string& messages_json, bool add_generation_prompt = true,
                                   const std::string& kwargs_json = "{}") const;
-  std::vector<int32_t> eos_token_ids() const;
+  std::vector<int32_t> eos_token_ids() const;   // all that end an output, sorted
+  std::optional<int32_t> eos_token_id() const;  // the tokenizer's own, else the first that the model's files name
   std::optional<int32_t> bos_token_id() const;
   int64_t vocab_size() const;
   int64_t context_length() const;

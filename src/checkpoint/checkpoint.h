@@ -38,6 +38,7 @@ struct CheckpointOptions {
   bool tokenizer_only = false;                                         // of a model on the hub, fetch no weights
   const Logger* logger = nullptr;                                      // for downloads
   std::function<bool(const DownloadProgress&)> on_download = nullptr;  // false stops it; null: a bar on a terminal
+  std::function<bool()> keep_going = nullptr;                          // asked while downloading; false stops it
 };
 
 class Checkpoint {

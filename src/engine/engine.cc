@@ -90,7 +90,7 @@ std::shared_ptr<const Tokenizer> require_tokenizer(const EngineCore& core) {
   return tokenizer;
 }
 
-std::shared_ptr<Engine::Impl> load(ServerArgs args, LogSink log_sink) {
+std::shared_ptr<Engine::Impl> load(ServerArgs args, LogSink log_sink, const KeepGoing& keep_going) {
   const auto start = Clock::now();
   args = resolve_server_args(std::move(args));
   LoadTimings timings;
@@ -98,7 +98,7 @@ std::shared_ptr<Engine::Impl> load(ServerArgs args, LogSink log_sink) {
   {
     const Logger logger(args.log_level, log_sink);
     logger.log(LogLevel::kInfo, "server_args=" + to_string(args), false);
-    parts = load_parts(args, logger, timings);
+    parts = load_parts(args, logger, keep_going, timings);
   }
   parts.log_sink = std::move(log_sink);
   auto core = std::make_shared<EngineCore>(std::move(args), std::move(parts));
@@ -109,9 +109,9 @@ std::shared_ptr<Engine::Impl> load(ServerArgs args, LogSink log_sink) {
   return impl;
 }
 
-std::shared_ptr<Engine::Impl> load_or_throw_error(ServerArgs args, LogSink log_sink) {
+std::shared_ptr<Engine::Impl> load_or_throw_error(ServerArgs args, LogSink log_sink, const KeepGoing& keep_going) {
   try {
-    return load(std::move(args), std::move(log_sink));
+    return load(std::move(args), std::move(log_sink), keep_going);
   } catch (const Error&) {
     throw;
   } catch (const std::bad_alloc&) {
@@ -125,7 +125,8 @@ std::shared_ptr<Engine::Impl> load_or_throw_error(ServerArgs args, LogSink log_s
 
 }  // namespace
 
-Engine::Engine(ServerArgs args, LogSink log_sink) : impl_(load_or_throw_error(std::move(args), std::move(log_sink))) {}
+Engine::Engine(ServerArgs args, LogSink log_sink, const KeepGoing& keep_going)
+    : impl_(load_or_throw_error(std::move(args), std::move(log_sink), keep_going)) {}
 
 Engine::Engine(std::shared_ptr<Impl> impl) : impl_(std::move(impl)) {}
 
@@ -147,11 +148,11 @@ std::string Engine::submit(Request request, OutputCallback on_output, FailureCal
 }
 
 std::vector<std::string> Engine::submit(std::vector<Request> requests, OutputCallback on_output,
-                                        FailureCallback on_failure) {
+                                        FailureCallback on_failure, const KeepGoing& keep_going) {
   auto call = std::make_shared<Call>();
   call->on_output = std::move(on_output);
   call->on_failure = std::move(on_failure);
-  return impl_->core->submit(std::move(requests), std::move(call), false);
+  return impl_->core->submit(std::move(requests), std::move(call), false, 0, keep_going);
 }
 
 std::vector<Output> Engine::generate(Request request) {
@@ -238,6 +239,8 @@ std::string Engine::apply_chat_template(const std::string& messages_json, bool a
 }
 
 std::vector<int32_t> Engine::eos_token_ids() const { return impl_->core->eos_token_ids(); }
+
+std::optional<int32_t> Engine::eos_token_id() const { return impl_->core->eos_token_id(); }
 
 std::optional<int32_t> Engine::bos_token_id() const { return impl_->core->bos_token_id(); }
 

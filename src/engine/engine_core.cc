@@ -53,6 +53,12 @@ std::vector<int32_t> union_eos(const ModelConfig& config, const Tokenizer* token
   return ids;
 }
 
+std::optional<int32_t> main_eos(const ModelConfig& config, const Tokenizer* tokenizer) {
+  if (tokenizer != nullptr && tokenizer->eos_token_id()) return tokenizer->eos_token_id();
+  if (config.eos_token_ids.empty()) return std::nullopt;
+  return config.eos_token_ids.front();
+}
+
 // Tokens one step can hold: a chunk (or whole prompts) and the decodes that ride along. Each takes a place in the pool.
 int64_t tokens_per_step(const ServerArgs& args, int64_t max_total_num_tokens) {
   const int64_t prefill = *args.chunked_prefill_size > 0 ? *args.chunked_prefill_size
@@ -107,6 +113,7 @@ EngineCore::EngineCore(ServerArgs args, EngineParts parts)
       tokenizer_(parts.tokenizer),
       model_config_(parts.model->config()),
       eos_token_ids_(union_eos(model_config_, tokenizer_.get())),
+      eos_token_id_(main_eos(model_config_, tokenizer_.get())),
       bos_token_id_(tokenizer_ && tokenizer_->bos_token_id() ? tokenizer_->bos_token_id() : model_config_.bos_token_id),
       preparer_(std::make_shared<const RequestPreparer>(preparer_options(args_, parts, model_config_, eos_token_ids_))),
       check_every_step_(parts.check_every_step),
@@ -338,6 +345,15 @@ void EngineCore::die(const std::string& message) {
   logger_.error("The engine has stopped: " + message);
   close(Error(ErrorKind::kRuntime, "The engine has stopped after an internal error and takes no more requests: " +
                                        message + " Make a new Engine to go on."));
+  tell_the_end();
+}
+
+// After the last step: nothing runs or waits, whatever the last step saw.
+void EngineCore::tell_the_end() {
+  const std::lock_guard lock(stats_mutex_);
+  scheduler_stats_.running = scheduler_stats_.queue = 0;
+  scheduler_stats_.blocks_free = scheduler_stats_.blocks_total;
+  scheduler_stats_.blocks_cached = scheduler_stats_.blocks_pinned = 0;
 }
 
 void EngineCore::close(const Error& error) {
@@ -371,6 +387,7 @@ void EngineCore::shutdown() {
   close(Error(ErrorKind::kRuntime, "The engine was shut down."));
   const bool threaded = thread_.joinable();
   if (threaded) thread_.join();
+  tell_the_end();
   {
     const std::lock_guard feeders_lock(feeders_mutex_);
     for (Feeder& feeder : feeders_) feeder.thread.join();

@@ -61,9 +61,9 @@ class EngineCore {
   void start();  // the engine thread and the output thread
 
   // Throws Error when the arguments are bad, an id is taken, or (single) the prompt cannot run. Returns the ids.
-  // `pin`: see SequenceSpec::pin; of a single request.
+  // `pin`: see SequenceSpec::pin; of a single request. keep_going: see Engine::submit; of a list.
   std::vector<std::string> submit(std::vector<Request> requests, std::shared_ptr<Call> call, bool single,
-                                  uint64_t pin = 0);
+                                  uint64_t pin = 0, const KeepGoing& keep_going = nullptr);
   // Waits until the queue has room for a request, or the engine ends.
   void wait_for_room();
   void abort(std::string_view rid);
@@ -89,6 +89,7 @@ class EngineCore {
   std::shared_ptr<const RequestPreparer> preparer() const;
   std::optional<int32_t> bos_token_id() const { return bos_token_id_; }
   const std::vector<int32_t>& eos_token_ids() const { return eos_token_ids_; }
+  std::optional<int32_t> eos_token_id() const { return eos_token_id_; }
   const ModelConfig& model_config() const { return model_config_; }
   const Logger& logger() const { return logger_; }
   int64_t max_total_num_tokens() const { return max_total_num_tokens_; }
@@ -155,19 +156,20 @@ class EngineCore {
   void submit_single(const RequestPreparer& preparer, const Request& request,
                      const std::shared_ptr<RequestState>& state);
   void submit_unit(const RequestPreparer& preparer, const std::vector<Request>& requests,
-                   const std::vector<std::shared_ptr<RequestState>>& states);
+                   const std::vector<std::shared_ptr<RequestState>>& states, const KeepGoing& keep_going);
   void feed(const RequestPreparer& preparer, std::vector<Request> requests,
             std::vector<std::shared_ptr<RequestState>> states);
   void start_feeder(std::shared_ptr<const RequestPreparer> preparer, std::vector<Request> requests,
                     std::vector<std::shared_ptr<RequestState>> states);
-  void prepare_range(const RequestPreparer& preparer, const std::vector<Request>& requests,
+  bool prepare_range(const RequestPreparer& preparer, const std::vector<Request>& requests,
                      const std::vector<std::shared_ptr<RequestState>>& states, size_t begin, size_t end,
-                     AdmissionUnit& unit, std::vector<Delta>& errors) const;
+                     const KeepGoing& keep_going, AdmissionUnit& unit, std::vector<Delta>& errors) const;
   bool enqueue(AdmissionUnit unit, std::vector<Delta>& rejected);
   template <class Wanted>
   void abort_where(Wanted wanted);
   void request_abort(const std::shared_ptr<RequestState>& state);
   void close(const Error& error);
+  void tell_the_end();
   void check_open() const;
   void log_receive(const Request& request, const RequestState& state) const;
   int64_t queue_limit() const;
@@ -177,7 +179,7 @@ class EngineCore {
   std::shared_ptr<const Tokenizer> tokenizer_;  // shutdown() lets go of it, under registry_mutex_
   ModelConfig model_config_;
   std::vector<int32_t> eos_token_ids_;
-  std::optional<int32_t> bos_token_id_;
+  std::optional<int32_t> eos_token_id_, bos_token_id_;
   std::shared_ptr<const RequestPreparer> preparer_;  // as tokenizer_
   bool check_every_step_ = false;
   int64_t max_total_num_tokens_ = 0, kv_bytes_per_token_ = 0, weight_bytes_ = 0;

@@ -35,7 +35,7 @@ void EngineCore::check_open() const {
 }
 
 std::vector<std::string> EngineCore::submit(std::vector<Request> requests, std::shared_ptr<Call> call, bool single,
-                                            uint64_t pin) {
+                                            uint64_t pin, const KeepGoing& keep_going) {
   check_open();
   const std::shared_ptr<const RequestPreparer> preparer = this->preparer();  // lives on if shutdown() comes meanwhile
   for (const Request& request : requests) preparer->check(request);
@@ -65,7 +65,7 @@ std::vector<std::string> EngineCore::submit(std::vector<Request> requests, std::
   if (single) {
     submit_single(*preparer, requests.front(), states.front());
   } else if (requests.size() <= kWindowPrompts) {
-    submit_unit(*preparer, requests, states);
+    submit_unit(*preparer, requests, states, keep_going);
   } else {
     start_feeder(preparer, std::move(requests), std::move(states));
   }
@@ -120,24 +120,31 @@ void EngineCore::submit_single(const RequestPreparer& preparer, const Request& r
 }
 
 void EngineCore::submit_unit(const RequestPreparer& preparer, const std::vector<Request>& requests,
-                             const std::vector<std::shared_ptr<RequestState>>& states) {
+                             const std::vector<std::shared_ptr<RequestState>>& states, const KeepGoing& keep_going) {
   AdmissionUnit unit;
   std::vector<Delta> errors;
-  prepare_range(preparer, requests, states, 0, requests.size(), unit, errors);
+  if (!prepare_range(preparer, requests, states, 0, requests.size(), keep_going, unit, errors)) {
+    for (const auto& state : states) forget(*state);
+    num_aborted_ += static_cast<int64_t>(states.size());
+    throw Error(ErrorKind::kRuntime, "The call was stopped before its prompts were tokenised.");
+  }
   enqueue(std::move(unit), errors);
   outputs_.post_now(std::move(errors));
 }
 
-// Tokenises [begin, end), on several threads where it pays; the results are in input order.
-void EngineCore::prepare_range(const RequestPreparer& preparer, const std::vector<Request>& requests,
+// Tokenises [begin, end), on several threads where it pays; the results are in input order. False: keep_going, which
+// may be null, ended it.
+bool EngineCore::prepare_range(const RequestPreparer& preparer, const std::vector<Request>& requests,
                                const std::vector<std::shared_ptr<RequestState>>& states, size_t begin, size_t end,
-                               AdmissionUnit& unit, std::vector<Delta>& errors) const {
+                               const KeepGoing& keep_going, AdmissionUnit& unit, std::vector<Delta>& errors) const {
   const size_t count = end - begin;
   std::vector<Admission> prepared(count);
   std::vector<std::string> messages(count);
   std::atomic<size_t> next{0};
-  const auto work = [&] {
-    for (size_t i = next++; i < count; i = next++) {
+  std::atomic<bool> stopped{false};
+  const auto work = [&](bool asks) {
+    for (size_t i = next++; i < count && !stopped; i = next++) {
+      if (asks && keep_going && !keep_going()) stopped = true;
       const auto& state = states[begin + i];
       if (state->abort_requested) {
         messages[i] = "The request was aborted.";
@@ -152,9 +159,10 @@ void EngineCore::prepare_range(const RequestPreparer& preparer, const std::vecto
   };
   const size_t threads = std::clamp<size_t>(count / kPromptsPerThread, 1, static_cast<size_t>(*args_.num_threads));
   std::vector<std::thread> helpers;
-  for (size_t i = 1; i < threads; ++i) helpers.emplace_back(work);
-  work();
+  for (size_t i = 1; i < threads; ++i) helpers.emplace_back(work, false);
+  work(true);
   for (std::thread& helper : helpers) helper.join();
+  if (stopped) return false;
   for (size_t i = 0; i < count; ++i) {
     if (prepared[i].state) {
       unit.push_back(std::move(prepared[i]));
@@ -162,6 +170,7 @@ void EngineCore::prepare_range(const RequestPreparer& preparer, const std::vecto
       append_abort(states[begin + i], messages[i], errors);
     }
   }
+  return true;
 }
 
 int64_t EngineCore::queue_limit() const { return *args_.max_queued_requests; }
@@ -225,7 +234,7 @@ void EngineCore::feed(const RequestPreparer& preparer, std::vector<Request> requ
     const size_t end = std::min(requests.size(), begin + static_cast<size_t>(wanted));
     AdmissionUnit unit;
     std::vector<Delta> errors;
-    prepare_range(preparer, requests, states, begin, end, unit, errors);
+    prepare_range(preparer, requests, states, begin, end, nullptr, unit, errors);
     for (size_t i = begin; i < end; ++i) {
       requests[i] = {};
       states[i].reset();

@@ -8,6 +8,7 @@
 #include <functional>
 #include <future>
 #include <sstream>
+#include <utility>
 
 #include "checkpoint/checkpoint.h"
 #include "checkpoint/model_path.h"
@@ -112,9 +113,19 @@ std::string progress_line(const std::string& format, int64_t done, int64_t total
                      total > 0 ? 100 * done / total : 100, done, total, clock_text(elapsed), clock_text(left), rate);
 }
 
+void require_going(const KeepGoing& keep_going) {
+  if (keep_going && !keep_going()) throw Error(ErrorKind::kRuntime, "Loading the model was stopped.");
+}
+
+LoadedTokenizer wait_for(std::future<LoadedTokenizer>& tokenizer, const KeepGoing& keep_going) {
+  while (tokenizer.wait_for(std::chrono::milliseconds(50)) != std::future_status::ready) require_going(keep_going);
+  return tokenizer.get();
+}
+
 }  // namespace
 
-EngineParts load_parts(const ServerArgs& args, const Logger& logger, LoadTimings& timings) {
+EngineParts load_parts(const ServerArgs& args, const Logger& logger, const KeepGoing& keep_going,
+                       LoadTimings& timings) {
   EngineParts parts;
   auto start = Clock::now();
   if (args.chat_template) parts.chat_template = read_chat_template(*args.chat_template);
@@ -127,7 +138,8 @@ EngineParts load_parts(const ServerArgs& args, const Logger& logger, LoadTimings
                                   .revision = args.revision.value_or(""),
                                   .download_dir = args.download_dir.value_or(""),
                                   .dummy_seed = static_cast<uint64_t>(*args.random_seed),
-                                  .logger = &logger};
+                                  .logger = &logger,
+                                  .keep_going = keep_going};
   const std::unique_ptr<Checkpoint> checkpoint = Checkpoint::open(args.model_path, options);
   const Packing packing = choose_packing(args.dtype, checkpoint->config());
   LoadedBackend loaded_backend = backend.get();
@@ -144,14 +156,17 @@ EngineParts load_parts(const ServerArgs& args, const Logger& logger, LoadTimings
     tokenizer = std::async(std::launch::async, load_tokenizer, tokenizer_source(args, *checkpoint, options));
   }
   start = Clock::now();
+  int64_t told = 0;
   parts.model = load_model(*checkpoint, *parts.backend, packing, [&](int64_t done, int64_t total) {
+    require_going(keep_going);
+    if (std::exchange(told, done) == done) return;
     logger.info(progress_line(checkpoint->format(), done, total, seconds_since(start)));
   });
   timings.weights_s = seconds_since(start);
   logger.info(fmt::format("Load weight end. type={}, dtype={}, avail mem={} GB", checkpoint->config().architecture,
                           dtype_name(packing), gib_text(parts.backend->available_memory())));
   if (tokenizer.valid()) {
-    LoadedTokenizer loaded = tokenizer.get();
+    LoadedTokenizer loaded = wait_for(tokenizer, keep_going);
     parts.tokenizer = std::move(loaded.tokenizer);
     timings.tokenizer_s = loaded.seconds;
   }

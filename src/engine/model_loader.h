@@ -5,7 +5,7 @@
 
 #include "base/log.h"
 #include "engine/engine_core.h"
-#include "tokenmill/server_args.h"
+#include "tokenmill/engine.h"
 
 namespace tokenmill {
 
@@ -16,7 +16,7 @@ struct LoadTimings {
   double tokenizer_s = 0;  // beside the weights
 };
 
-// args resolved. Throws Error naming the file, the key and the remedy.
-EngineParts load_parts(const ServerArgs& args, const Logger& logger, LoadTimings& timings);
+// args resolved; keep_going may be null. Throws Error naming the file, the key and the remedy.
+EngineParts load_parts(const ServerArgs& args, const Logger& logger, const KeepGoing& keep_going, LoadTimings& timings);
 
 }  // namespace tokenmill

@@ -32,7 +32,8 @@ class Model {
 };
 
 // Loads the weights of checkpoint.config().architecture. progress(done_files, total_files), where not null, is called
-// as files finish. Throws Error(kUnsupported) with the list of known architectures.
+// after each tensor, and what it throws ends the loading. Throws Error(kUnsupported) with the list of known
+// architectures.
 std::unique_ptr<Model> load_model(const Checkpoint& checkpoint, Backend& backend, Packing packing,
                                   const std::function<void(int64_t, int64_t)>& progress);
 

@@ -98,8 +98,7 @@ std::vector<float> WeightLoader::vector(const std::string& name, int64_t size) {
 
 void WeightLoader::done_with(const RawTensor& tensor) {
   checkpoint_.release(tensor);
-  if (--tensors_left_.at(static_cast<size_t>(checkpoint_.file_of(tensor))) != 0) return;
-  ++files_done_;
+  if (--tensors_left_.at(static_cast<size_t>(checkpoint_.file_of(tensor))) == 0) ++files_done_;
   if (progress_) progress_(files_done_, checkpoint_.num_files());
 }
 

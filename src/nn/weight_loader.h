@@ -37,7 +37,8 @@ class WeightLoader {
  public:
   using Progress = std::function<void(int64_t done_files, int64_t total_files)>;
 
-  // progress may be null. All four must outlive the loader.
+  // progress may be null; it is called after each tensor, and what it throws ends the loading. All four must outlive
+  // the loader.
   WeightLoader(const Checkpoint& checkpoint, Backend& backend, Packing packing, Progress progress);
 
   const ModelConfig& config() const { return checkpoint_.config(); }

@@ -1,6 +1,7 @@
 """Engines over the tiny checkpoints of tests/data (ids only) and, where it is there, over the demo model."""
 import os
 import sys
+import time
 
 import pytest
 
@@ -8,6 +9,8 @@ import tokenmill
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 TINY = os.path.join(ROOT, "tests", "data", "tiny", "stories260k")
+sys.path.insert(0, os.path.join(ROOT, "tests", "util"))
+from tiny_text_model import make as make_text_model  # noqa: E402
 
 
 def demo_model_path():
@@ -26,6 +29,28 @@ def demo_model_path():
 def make_tiny(**kwargs):
     options = dict(model_path=TINY, skip_tokenizer_init=True, log_level="error", num_threads=1)
     return tokenmill.Engine(**{**options, **kwargs})
+
+
+def wait_until_idle(engine, seconds=10):
+    """Every request has ended and all blocks are back."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        stats = engine.stats()
+        ended = stats["finished"] + stats["aborted"] == stats["requests"]
+        if ended and stats["running"] == stats["queue"] == 0 and (
+                stats["blocks_free"] + stats["blocks_cached"] == stats["blocks_total"]):
+            return stats
+        time.sleep(0.005)
+    pytest.fail(f"still running: {engine.stats()}")
+
+
+@pytest.fixture
+def text_engine(tmp_path):
+    """An engine over the tiny model with a tokenizer of bytes: texts that mean nothing, of any length."""
+    folder = tmp_path / "text-model"
+    folder.mkdir()
+    with make_tiny(model_path=make_text_model(TINY, str(folder)), skip_tokenizer_init=False) as engine:
+        yield engine
 
 
 @pytest.fixture(scope="session")

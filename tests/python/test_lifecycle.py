@@ -2,14 +2,13 @@
 import asyncio
 import gc
 import os
-import signal
 import threading
 import time
 
 import pytest
 
 import tokenmill
-from conftest import TINY, demo_model_path, make_tiny
+from conftest import TINY, demo_model_path, make_tiny, wait_until_idle
 
 LONG = {"temperature": 0, "max_new_tokens": 400, "ignore_eos": True}
 # A request that is still running whenever a test gets round to ending it: a second at least.
@@ -27,18 +26,6 @@ long = {LONG!r}
 def engine():
     with make_tiny(disable_radix_cache=True) as engine:
         yield engine
-
-
-def wait_until_idle(engine, seconds=10):
-    """Every request has ended and all blocks are back."""
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        stats = engine.stats()
-        ended = stats["finished"] + stats["aborted"] == stats["requests"]
-        if ended and stats["running"] == stats["queue"] == 0 and stats["blocks_free"] == stats["blocks_total"]:
-            return stats
-        time.sleep(0.005)
-    pytest.fail(f"still running: {engine.stats()}")
 
 
 def tokens_after(engine, act):
@@ -154,26 +141,6 @@ def test_abort_all_and_flush(engine):
     assert engine.flush_cache() is True
 
 
-def test_ctrl_c_during_a_batch(engine):
-    threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
-    start = time.monotonic()
-    with pytest.raises(KeyboardInterrupt):
-        while True:  # the batch may be done before the signal comes
-            engine.generate(input_ids=[IDS] * 512, sampling_params=LONG)
-    assert time.monotonic() - start < 30
-    wait_until_idle(engine)
-    assert len(engine.generate(input_ids=IDS, sampling_params={"max_new_tokens": 2, "ignore_eos": True})["output_ids"]) == 2
-
-
-def test_ctrl_c_in_a_stream(engine):
-    threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)).start()
-    with pytest.raises(KeyboardInterrupt):
-        while True:
-            for _ in engine.generate(input_ids=[IDS] * 64, sampling_params=LONG, stream=True):
-                pass
-    wait_until_idle(engine)
-
-
 def test_shutdown_ends_waiting_calls():
     engine = make_tiny()
     stream = engine.generate(input_ids=[IDS] * 64, sampling_params=LONG, stream=True)
@@ -204,6 +171,61 @@ def test_shutdown_ends_waiting_calls():
     with pytest.raises(RuntimeError, match="The engine was shut down."):
         asyncio.run(engine.async_generate(input_ids=IDS))
     assert engine.get_all_child_pids() == []
+
+
+def test_nothing_runs_after_shutdown():
+    engine = make_tiny()
+    stream = engine.generate(input_ids=[IDS] * 64, sampling_params=LONG, stream=True)
+    next(stream)
+    assert engine.stats()["running"] > 0
+    engine.shutdown()
+    stats = engine.stats()
+    assert (stats["running"], stats["queue"], stats["blocks_free"]) == (0, 0, stats["blocks_total"])
+
+
+def test_shutdown_while_a_list_is_tokenised(text_engine):
+    texts = ["ab " * 20_000] * 4000
+    started = threading.Event()
+    caught = []
+
+    def work():
+        started.set()
+        with pytest.raises(tokenmill.EngineError, match="The engine was shut down.") as error:
+            text_engine.generate(texts, {"max_new_tokens": 1})
+        caught.append(error)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    started.wait()
+    time.sleep(0.5)
+    start = time.monotonic()
+    text_engine.shutdown()
+    thread.join()
+    assert caught and time.monotonic() - start < 20  # all of it would take minutes
+
+
+def test_cancelling_while_a_list_is_tokenised(text_engine):
+    async def main():
+        with pytest.raises(asyncio.TimeoutError):
+            await asyncio.wait_for(text_engine.async_generate(["ab " * 20_000] * 4000, {"max_new_tokens": 1}), 0.5)
+
+    asyncio.run(main())
+    wait_until_idle(text_engine, 60)
+    assert text_engine.stats()["aborted"] == 4000 and text_engine.stats()["steps"] == 0
+
+
+def test_the_loop_goes_on_while_a_prompt_is_tokenised(text_engine):
+    async def main():
+        turns = 0
+        task = asyncio.create_task(text_engine.async_generate("ab " * 2_000_000, {"max_new_tokens": 1}))
+        while not task.done():
+            turns += 1
+            await asyncio.sleep(0.001)
+        with pytest.raises(ValueError, match="is longer than the model's context length"):
+            await task
+        return turns
+
+    assert asyncio.run(main()) > 10
 
 
 def test_an_engine_lives_as_long_as_its_streams():
@@ -296,7 +318,9 @@ print(" ".join(f"{{level:.1f}}" for level in levels))
     assert result.returncode == 0, result.stderr
     levels = [float(level) for level in result.stdout.split()]
     assert len(levels) == 20
-    assert levels[-1] <= levels[0] * 1.03 + 1, levels
+    # glibc never gives back the freed end of a thread's heap, a few MB that come and go with the threads: what leaks is
+    # there each time, so the least of the last five counts, against the most that the first five left.
+    assert min(levels[-5:]) <= max(levels[:5]) * 1.03, levels
 
 
 def test_no_leak_report(python):

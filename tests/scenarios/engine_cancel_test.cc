@@ -7,6 +7,7 @@
 #include <thread>
 
 #include "scenarios/shadow_model.h"
+#include "util/expect_error.h"
 
 namespace tokenmill::testing {
 namespace {
@@ -124,6 +125,46 @@ TEST(EngineCancel, AbortOfAListThatIsStillBeingFed) {
   for (const Output& output : waiting.get()) ended += output.finished();
   EXPECT_EQ(ended, 6000);
   expect_all_freed(open);
+}
+
+TEST(EngineCancel, ACallThatIsStoppedWhileItIsTokenised) {
+  ShadowEngineOptions options = slow_engine();
+  options.args.num_threads = 1;  // else another thread may be done before this one asks
+  OpenEngine open(std::move(options));
+  Engine& engine = open.engine;
+  const std::vector<Request> requests(200, ids_request({1, 2}, 4));
+  const auto caller = std::this_thread::get_id();
+  int asked = 0, told = 0;
+  const KeepGoing keep_going = [&] {
+    EXPECT_EQ(std::this_thread::get_id(), caller);
+    return ++asked < 10;
+  };
+  const OutputCallback on_output = [&](Output&&) { return ++told > 0; };
+  EXPECT_LOAD_ERROR(engine.submit(requests, on_output, nullptr, keep_going), ErrorKind::kRuntime, "was stopped");
+  EXPECT_EQ(asked, 10);
+  EXPECT_EQ(engine.stats().at("aborted"), 200);
+  expect_all_freed(open);
+  EXPECT_EQ(told, 0);
+  // Ids are free again, and a call that may go on does.
+  std::vector<Request> named(2, ids_request({1, 2}, 4));
+  named[0].rid = "a";
+  named[1].rid = "b";
+  EXPECT_THROW(engine.submit(named, on_output, nullptr, [] { return false; }), Error);
+  engine.submit(named, on_output, nullptr, [] { return true; });
+  expect_all_freed(open);
+}
+
+TEST(EngineCancel, NothingRunsOrWaitsAfterShutdown) {
+  OpenEngine open(slow_engine());
+  Engine& engine = open.engine;
+  Stream stream = engine.generate_stream({ids_request({1, 2}, 5000), ids_request({3, 4}, 5000)});
+  ASSERT_TRUE(stream.next());
+  EXPECT_EQ(engine.stats().at("running"), 2);
+  engine.shutdown();
+  const auto stats = engine.stats();
+  EXPECT_EQ(stats.at("running"), 0);
+  EXPECT_EQ(stats.at("queue"), 0);
+  EXPECT_EQ(stats.at("blocks_free"), stats.at("blocks_total"));
 }
 
 TEST(EngineCancel, FlushWaitsForNobody) {

@@ -171,7 +171,17 @@ TEST(HubApi, Delays) {
   EXPECT_EQ(retry_delay_s(response, 100), 60);
   response.headers["retry-after"] = "7";
   EXPECT_EQ(retry_delay_s(response, 3), 7);
-  for (const char* text : {"Fri, 31 Dec 1999 23:59:59 GMT", "-1", "nan", "inf"}) {
+  response.headers["retry-after"] = "Fri, 31 Dec 1999 23:59:59 GMT";
+  EXPECT_EQ(retry_delay_s(response, 3), 0);
+  const std::time_t soon = std::time(nullptr) + 30;
+  char date[64];
+  std::tm parts{};
+  std::strftime(date, sizeof date, "%a, %d %b %Y %H:%M:%S GMT", gmtime_r(&soon, &parts));
+  response.headers["retry-after"] = date;
+  EXPECT_NEAR(retry_delay_s(response, 0), 30, 5);
+  EXPECT_EQ(http_date("Sun, 06 Nov 1994 08:49:37 GMT"), 784111777);
+  for (const char* text : {"-1", "nan", "inf", "Fri, 31 Dez 1999 23:59:59 GMT", "Fri, 31 Dec 1999 23:59:59 CET",
+                           "Fri, 31 Dec 1999 23:59:59 GMT+1", "Fri, 31 anF 1999 23:59:59 GMT"}) {
     response.headers["retry-after"] = text;
     EXPECT_EQ(retry_delay_s(response, 0), 0.5) << text;
   }

@@ -17,12 +17,15 @@
 
 namespace tokenmill::python {
 
-// One output of a call, or the error that ended the call.
+// One output of a call, the error that ended the call, or neither: the call was taken.
 struct Mail {
   int64_t call = 0;                                // the number that the call was submitted under
   bool with_index = false, with_logprobs = false;  // what the output's dict is to have
   std::optional<Output> output;
   std::optional<Error> error;
+
+  static Mail taken(int64_t call) { return {call, false, false, std::nullopt, std::nullopt}; }
+  static Mail failed(int64_t call, const Error& error) { return {call, false, false, std::nullopt, error}; }
 };
 
 class Mailbox {

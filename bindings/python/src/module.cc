@@ -120,8 +120,10 @@ nb::list take_mail(Mailbox& mailbox) {
     if (mail.output) {
       list.append(nb::make_tuple(mail.call, mail.output->index, mail.output->finished(),
                                  to_dict(*mail.output, mail.with_index, mail.with_logprobs)));
-    } else {
+    } else if (mail.error) {
       list.append(nb::make_tuple(mail.call, -1, true, exception_of(*mail.error)));
+    } else {
+      list.append(nb::make_tuple(mail.call, -1, false, nb::none()));
     }
   }
   return list;
@@ -202,16 +204,22 @@ void bind_engine(nb::module_& module) {
       .def(
           "submit",
           [](NativeEngine& self, const SharedMailbox& mailbox, int64_t call, int kind, nb::list prompts,
-             nb::list options, nb::object rids, bool stream, bool single) {
-            return self.submit(mailbox.get(), {call, static_cast<PromptKind>(kind), stream, single}, prompts, options,
-                               rids);
+             nb::list options, nb::object rids, bool stream, bool single, bool later) {
+            return self.submit(mailbox.get(), {call, static_cast<PromptKind>(kind), stream, single, later}, prompts,
+                               options, rids);
           },
-          "mailbox"_a, "call"_a, "kind"_a, "prompts"_a, "options"_a, "rids"_a.none(), "stream"_a, "single"_a)
+          "mailbox"_a, "call"_a, "kind"_a, "prompts"_a, "options"_a, "rids"_a.none(), "stream"_a, "single"_a, "later"_a)
+      .def("pin",
+           [](NativeEngine& self, int kind, nb::object prompt, const RequestOptions& options) {
+             return self.pin(static_cast<PromptKind>(kind), prompt, options);
+           })
       .def("abort",
            [](NativeEngine& self, const std::string& rid) { released(self, [&](Engine& e) { e.abort(rid); }); })
       .def("abort_all", [](NativeEngine& self) { released(self, [](Engine& e) { e.abort_all(); }); })
       .def("flush_cache", [](NativeEngine& self) { return released(self, [](Engine& e) { return e.flush_cache(); }); })
       .def("stats", [](NativeEngine& self) { return released(self, [](Engine& e) { return e.stats(); }); })
+      .def("prometheus_metrics",
+           [](NativeEngine& self) { return released(self, [](Engine& e) { return e.prometheus_metrics(); }); })
       .def("server_info_json",
            [](NativeEngine& self) { return released(self, [](Engine& e) { return e.server_info_json(); }); })
       .def("server_args",
@@ -237,6 +245,7 @@ void bind_engine(nb::module_& module) {
              return released(self,
                              [&](Engine& e) { return e.apply_chat_template(messages, add_generation_prompt, kwargs); });
            })
+      .def("eos_token_id", [](NativeEngine& self) { return self.use().eos_token_id(); })
       .def("eos_token_ids", [](NativeEngine& self) { return self.use().eos_token_ids(); })
       .def("bos_token_id", [](NativeEngine& self) { return self.use().bos_token_id(); })
       .def("vocab_size", [](NativeEngine& self) { return self.use().vocab_size(); })
@@ -257,10 +266,8 @@ void bind_plumbing(nb::module_& module) {
            })
       .def("fileno", [](SharedMailbox& self) { return self.get()->fd(); })
       .def("__len__", [](SharedMailbox& self) { return self.get()->size(); });
-  nb::class_<NativeCall>(module, "Call").def_prop_ro("ids", &NativeCall::ids).def("abort", [](NativeCall& self) {
-    const nb::gil_scoped_release release;
-    self.abort();
-  });
+  nb::class_<NativeCall>(module, "Call").def("abort", &NativeCall::abort);
+  nb::class_<NativePin>(module, "Pin").def("tokens", &NativePin::tokens).def("release", &NativePin::release);
   nb::class_<RequestOptions>(module, "RequestOptions")
       .def(
           "__init__",

@@ -1,6 +1,9 @@
 #include "native_engine.h"
 
-#include <algorithm>
+#include <atomic>
+#include <chrono>
+#include <future>
+#include <optional>
 #include <utility>
 
 namespace tokenmill::python {
@@ -24,6 +27,70 @@ void set_prompt(Request& request, PromptKind kind, nb::handle prompt) {
   }
 }
 
+// One call on its way into the engine, on whichever thread; without the GIL.
+struct PendingCall {
+  std::shared_ptr<Engine> engine;
+  std::shared_ptr<const std::atomic<bool>> closing;
+  std::shared_ptr<Mailbox> mailbox;
+  std::shared_ptr<NativeCall::State> state;
+  Submission submission;
+  bool with_logprobs = false;
+  std::vector<Request> requests;
+
+  // Throws Error.
+  void submit() {
+    const int64_t call = submission.call;
+    const bool with_index = submission.stream && !submission.single;
+    OutputCallback on_output = [mailbox = mailbox, state = state, call, with_index,
+                                with_logprobs = with_logprobs](Output&& output) {
+      if (output.finished()) --state->unfinished;
+      if (state->dropped) return false;
+      mailbox->put({call, with_index, with_logprobs, std::move(output), std::nullopt});
+      return true;
+    };
+    FailureCallback on_failure = [mailbox = mailbox, state = state, call](const Error& error) {
+      state->unfinished = 0;
+      mailbox->put(Mail::failed(call, error));
+    };
+    std::vector<std::string> ids;
+    if (submission.single) {
+      ids.push_back(engine->submit(std::move(requests.front()), std::move(on_output), std::move(on_failure)));
+    } else {
+      const KeepGoing keep_going = [this] { return !state->dropped && !*closing; };
+      ids = engine->submit(std::move(requests), std::move(on_output), std::move(on_failure), keep_going);
+    }
+    const std::lock_guard lock(state->mutex);
+    state->ids = std::move(ids);
+    if (!state->dropped) return;
+    for (const std::string& id : state->ids) engine->abort(id);
+  }
+
+  void submit_by_mail() {
+    if (state->dropped) return;
+    try {
+      submit();
+      if (submission.stream) mailbox->put(Mail::taken(submission.call));
+    } catch (const Error& error) {
+      if (*closing) {
+        mailbox->put(Mail::failed(submission.call, Error(ErrorKind::kRuntime, "The engine was shut down.")));
+      } else {
+        mailbox->put(Mail::failed(submission.call, error));
+      }
+    } catch (const std::exception& error) {
+      mailbox->put(Mail::failed(submission.call, Error(ErrorKind::kRuntime, error.what())));
+    }
+  }
+};
+
+// A load asks Python for signals this often, a list of prompts after so many.
+constexpr std::chrono::milliseconds kSignalPeriod(50);
+constexpr size_t kPromptsPerLook = 1024;
+
+std::string pin_rid() {
+  static std::atomic<uint64_t> number{0};
+  return "pin-" + std::to_string(number++);
+}
+
 }  // namespace
 
 void require_process(pid_t pid) {
@@ -35,26 +102,48 @@ void require_process(pid_t pid) {
 }
 
 void NativeCall::abort() {
-  if (getpid() != pid_) return;
+  if (!state_ || getpid() != pid_ || state_->unfinished == 0) return;
+  const nb::gil_scoped_release release;
   state_->dropped = true;
-  if (const std::shared_ptr<Engine> engine = engine_.lock()) {
-    for (const std::string& id : ids_) engine->abort(id);
-  }
+  const std::shared_ptr<Engine> engine = engine_.lock();
+  if (!engine) return;
+  const std::lock_guard lock(state_->mutex);
+  for (const std::string& id : state_->ids) engine->abort(id);
 }
 
 NativeEngine::NativeEngine(ServerArgs args, std::shared_ptr<LogQueue> log) : pid_(getpid()) {
   LogSink sink = [log = std::move(log)](LogLevel level, const std::string& line) { log->put(level, line); };
-  const nb::gil_scoped_release release;
-  engine_ = std::make_shared<Engine>(std::move(args), std::move(sink));
+  std::optional<nb::python_error> interrupt;
+  auto looked = std::chrono::steady_clock::now();
+  const KeepGoing keep_going = [&] {
+    // Another thread may make the GIL a matter of milliseconds: not for every tensor.
+    const auto now = std::chrono::steady_clock::now();
+    if (interrupt || now - looked < kSignalPeriod) return !interrupt;
+    looked = now;
+    const nb::gil_scoped_acquire acquire;
+    if (PyErr_CheckSignals() != 0) interrupt.emplace();
+    return !interrupt;
+  };
+  try {
+    const nb::gil_scoped_release release;
+    engine_ = std::make_shared<Engine>(std::move(args), std::move(sink), keep_going);
+  } catch (const Error&) {
+    if (!interrupt) throw;
+    interrupt->restore();
+    throw nb::python_error();
+  }
 }
 
 NativeEngine::~NativeEngine() {
   if (getpid() != pid_) {
     // A child: its copy of the engine has no threads to join and locks that nobody will open. It is left as it is.
     new std::shared_ptr<Engine>(std::move(engine_));
+    (void)submitter_.release();
     return;
   }
   const nb::gil_scoped_release release;
+  *closing_ = true;
+  submitter_.reset();
   engine_.reset();
 }
 
@@ -66,17 +155,20 @@ Engine& NativeEngine::use() const {
 void NativeEngine::shutdown() {
   if (getpid() != pid_) return;
   const nb::gil_scoped_release release;
+  *closing_ = true;
   engine_->shutdown();
+  submitter_->stop();
 }
 
 NativeCall NativeEngine::submit(std::shared_ptr<Mailbox> mailbox, const Submission& submission, nb::list prompts,
                                 nb::list options, nb::object rids) {
-  Engine& engine = use();
+  (void)use();
   const size_t count = prompts.size();
   std::vector<Request> requests;
   requests.reserve(count);
   bool with_logprobs = false;
   for (size_t i = 0; i < count; ++i) {
+    if (i % kPromptsPerLook == 0 && PyErr_CheckSignals() != 0) throw nb::python_error();
     const auto& shared = nb::cast<const RequestOptions&>(options[options.size() == 1 ? 0 : i]);
     Request& request = requests.emplace_back(shared.request);
     set_prompt(request, submission.kind, prompts[i]);
@@ -85,26 +177,59 @@ NativeCall NativeEngine::submit(std::shared_ptr<Mailbox> mailbox, const Submissi
     if (!rids.is_none() && !nb::object(rids[i]).is_none()) request.rid = to_utf8(rids[i]);
   }
   auto state = std::make_shared<NativeCall::State>();
-  const int64_t call = submission.call;
-  const bool with_index = submission.stream && !submission.single;
-  OutputCallback on_output = [mailbox, state, call, with_index, with_logprobs](Output&& output) {
-    if (state->dropped) return false;
-    mailbox->put({call, with_index, with_logprobs, std::move(output), std::nullopt});
-    return true;
-  };
-  FailureCallback on_failure = [mailbox, call](const Error& error) {
-    mailbox->put({call, false, false, std::nullopt, error});
-  };
-  std::vector<std::string> ids;
+  for (const Request& request : requests) state->unfinished += request.sampling_params.n;
+  auto pending = std::make_shared<PendingCall>(PendingCall{.engine = engine_,
+                                                           .closing = closing_,
+                                                           .mailbox = std::move(mailbox),
+                                                           .state = state,
+                                                           .submission = submission,
+                                                           .with_logprobs = with_logprobs,
+                                                           .requests = std::move(requests)});
   {
     const nb::gil_scoped_release release;
-    if (submission.single) {
-      ids.push_back(engine.submit(std::move(requests.front()), std::move(on_output), std::move(on_failure)));
+    if (submission.later) {
+      submitter_->add([pending = std::move(pending)] { pending->submit_by_mail(); });
     } else {
-      ids = engine.submit(std::move(requests), std::move(on_output), std::move(on_failure));
+      pending->submit();
+      pending.reset();
     }
   }
-  return NativeCall(engine_, std::move(state), std::move(ids));
+  return {engine_, std::move(state)};
+}
+
+void NativePin::release() {
+  if (!prefix_) return;
+  if (getpid() != pid_) {  // a child's copy: the lock inside may stay closed for ever
+    (void)prefix_.release();
+    return;
+  }
+  const nb::gil_scoped_release release;
+  prefix_.reset();
+}
+
+NativePin NativeEngine::pin(PromptKind kind, nb::object prompt, const RequestOptions& options) {
+  Engine& engine = use();
+  Request request = options.request;
+  set_prompt(request, kind, prompt);
+  const std::string rid = pin_rid();
+  request.rid = rid;
+  std::future<PinnedPrefix> future =
+      std::async(std::launch::async, [&engine, request = std::move(request)] { return engine.pin(request); });
+  bool ready = false;
+  while (!ready) {
+    {
+      const nb::gil_scoped_release release;
+      ready = future.wait_for(kSignalPeriod) == std::future_status::ready;
+    }
+    if (!ready && PyErr_CheckSignals() != 0) {
+      const nb::gil_scoped_release release;
+      engine.abort(rid);
+      future.wait();
+      break;
+    }
+  }
+  if (PyErr_Occurred() != nullptr) throw nb::python_error();
+  return NativePin(future.get());
 }
 
 }  // namespace tokenmill::python

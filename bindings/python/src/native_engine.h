@@ -7,12 +7,14 @@
 
 #include <atomic>
 #include <memory>
+#include <mutex>
 #include <string>
 #include <vector>
 
 #include "convert.h"
 #include "log_queue.h"
 #include "mailbox.h"
+#include "submitter.h"
 #include "tokenmill/engine.h"
 
 namespace tokenmill::python {
@@ -44,21 +46,25 @@ struct RequestOptions {
 
 enum class PromptKind { kText = 0, kIds = 1, kMessages = 2 };
 
-// One submitted call. Dropping it does nothing; abort() ends what still runs of it.
+// One call, submitted or about to be. abort(), or its end (Ctrl-C may come before anybody holds it), ends what still
+// runs of it.
 class NativeCall {
  public:
   struct State {
     std::atomic<bool> dropped{false};
+    std::atomic<int64_t> unfinished{0};  // samples; ids may be others' once all have finished
+    std::mutex mutex;
+    std::vector<std::string> ids;  // under mutex; empty until submitted
   };
-  NativeCall(std::weak_ptr<Engine> engine, std::shared_ptr<State> state, std::vector<std::string> ids)
-      : engine_(std::move(engine)), state_(std::move(state)), ids_(std::move(ids)), pid_(getpid()) {}
-  const std::vector<std::string>& ids() const { return ids_; }
-  void abort();  // call it without the GIL
+  NativeCall(std::weak_ptr<Engine> engine, std::shared_ptr<State> state)
+      : engine_(std::move(engine)), state_(std::move(state)), pid_(getpid()) {}
+  NativeCall(NativeCall&&) = default;
+  ~NativeCall() { abort(); }
+  void abort();  // with the GIL
 
  private:
   std::weak_ptr<Engine> engine_;
   std::shared_ptr<State> state_;
-  std::vector<std::string> ids_;
   pid_t pid_;  // a child's copy has nothing to end
 };
 
@@ -66,11 +72,28 @@ struct Submission {
   int64_t call = 0;
   PromptKind kind = PromptKind::kText;
   bool stream = false, single = false;
+  // On another thread: what is wrong with the call comes as mail, and so does word that it was taken where it streams.
+  bool later = false;
+};
+
+// A prompt held in the cache. Goes with its Python object.
+class NativePin {
+ public:
+  explicit NativePin(PinnedPrefix prefix)
+      : prefix_(std::make_unique<PinnedPrefix>(std::move(prefix))), pid_(getpid()) {}
+  NativePin(NativePin&&) = default;
+  ~NativePin() { release(); }
+  int64_t tokens() const { return prefix_ ? prefix_->tokens() : 0; }
+  void release();
+
+ private:
+  std::unique_ptr<PinnedPrefix> prefix_;
+  pid_t pid_;
 };
 
 class NativeEngine {
  public:
-  // Loads the model; releases the GIL meanwhile.
+  // Loads the model; releases the GIL meanwhile, and raises what a signal handler of Python's raises (Ctrl-C).
   NativeEngine(ServerArgs args, std::shared_ptr<LogQueue> log);
   ~NativeEngine();
   NativeEngine(const NativeEngine&) = delete;
@@ -83,9 +106,13 @@ class NativeEngine {
   // list of str and None.
   NativeCall submit(std::shared_ptr<Mailbox> mailbox, const Submission& submission, nb::list prompts, nb::list options,
                     nb::object rids);
+  // Waits until the prompt is computed; Ctrl-C ends that.
+  NativePin pin(PromptKind kind, nb::object prompt, const RequestOptions& options);
 
  private:
   std::shared_ptr<Engine> engine_;
+  std::shared_ptr<std::atomic<bool>> closing_ = std::make_shared<std::atomic<bool>>(false);
+  std::unique_ptr<Submitter> submitter_ = std::make_unique<Submitter>();
   pid_t pid_;
 };
 

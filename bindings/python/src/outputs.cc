@@ -1,6 +1,4 @@
 // Output -> the dicts of the contract, section 4.
-#include <array>
-
 #include "convert.h"
 
 namespace tokenmill::python {
@@ -21,30 +19,56 @@ nb::object ids_of(const std::vector<Id>& ids) {
   return list;
 }
 
-void put(nb::dict& dict, const char* key, nb::handle value) {
-  // Interned, so that a hundred thousand outputs share their keys.
-  const nb::object name = nb::steal(PyUnicode_InternFromString(key));
-  if (!name || PyDict_SetItem(dict.ptr(), name.ptr(), value.ptr()) != 0) throw nb::python_error();
+// A key of the dicts, interned once, so that a hundred thousand outputs share them. Lives as long as the process.
+class Key {
+ public:
+  explicit Key(const char* name) : name_(PyUnicode_InternFromString(name)) {
+    if (name_ == nullptr) throw nb::python_error();
+  }
+  PyObject* get() const { return name_; }
+
+ private:
+  PyObject* name_;
+};
+
+struct Keys {
+  Key text{"text"}, output_ids{"output_ids"}, meta_info{"meta_info"}, prompt_token_ids{"prompt_token_ids"},
+      index{"index"};
+  Key id{"id"}, finish_reason{"finish_reason"}, prompt_tokens{"prompt_tokens"}, completion_tokens{"completion_tokens"};
+  Key cached_tokens{"cached_tokens"}, num_retractions{"num_retractions"}, e2e_latency{"e2e_latency"};
+  Key type{"type"}, length{"length"}, stop{"stop"}, abort{"abort"}, matched{"matched"}, message{"message"};
+  Key input_token_logprobs{"input_token_logprobs"}, output_token_logprobs{"output_token_logprobs"};
+  Key input_top_logprobs{"input_top_logprobs"}, output_top_logprobs{"output_top_logprobs"};
+  Key input_token_ids_logprobs{"input_token_ids_logprobs"}, output_token_ids_logprobs{"output_token_ids_logprobs"};
+};
+
+const Keys& keys() {
+  static const Keys keys;
+  return keys;
 }
-void put(nb::dict& dict, const char* key, int64_t value) { put(dict, key, nb::int_(value)); }
+
+void put(nb::dict& dict, const Key& key, nb::handle value) {
+  if (PyDict_SetItem(dict.ptr(), key.get(), value.ptr()) != 0) throw nb::python_error();
+}
+void put(nb::dict& dict, const Key& key, int64_t value) { put(dict, key, nb::int_(value)); }
 
 nb::object reason_of(const std::optional<FinishReason>& reason) {
   if (!reason) return nb::none();
   nb::dict dict;
   switch (reason->type) {
     case FinishReason::Type::kLength:
-      put(dict, "type", nb::str("length"));
-      put(dict, "length", reason->length);
+      put(dict, keys().type, nb::handle(keys().length.get()));
+      put(dict, keys().length, reason->length);
       break;
     case FinishReason::Type::kStop:
-      put(dict, "type", nb::str("stop"));
-      if (const auto* id = std::get_if<int64_t>(&reason->matched)) put(dict, "matched", *id);
-      if (const auto* text = std::get_if<std::string>(&reason->matched)) put(dict, "matched", text_of(*text));
-      if (std::holds_alternative<std::monostate>(reason->matched)) put(dict, "matched", nb::none());
+      put(dict, keys().type, nb::handle(keys().stop.get()));
+      if (const auto* id = std::get_if<int64_t>(&reason->matched)) put(dict, keys().matched, *id);
+      if (const auto* text = std::get_if<std::string>(&reason->matched)) put(dict, keys().matched, text_of(*text));
+      if (std::holds_alternative<std::monostate>(reason->matched)) put(dict, keys().matched, nb::none());
       break;
     case FinishReason::Type::kAbort:
-      put(dict, "type", nb::str("abort"));
-      put(dict, "message", text_of(reason->message));
+      put(dict, keys().type, nb::handle(keys().abort.get()));
+      put(dict, keys().message, text_of(reason->message));
       break;
   }
   return dict;
@@ -70,23 +94,23 @@ nb::object logprobs_of(const std::vector<std::vector<TokenLogprob>>& positions) 
 
 nb::dict meta_of(const MetaInfo& info, bool with_logprobs) {
   nb::dict meta;
-  put(meta, "id", text_of(info.id));
-  put(meta, "finish_reason", reason_of(info.finish_reason));
-  put(meta, "prompt_tokens", info.prompt_tokens);
-  put(meta, "completion_tokens", info.completion_tokens);
-  put(meta, "cached_tokens", info.cached_tokens);
-  put(meta, "num_retractions", info.num_retractions);
-  put(meta, "e2e_latency", nb::float_(info.e2e_latency));
+  put(meta, keys().id, text_of(info.id));
+  put(meta, keys().finish_reason, reason_of(info.finish_reason));
+  put(meta, keys().prompt_tokens, info.prompt_tokens);
+  put(meta, keys().completion_tokens, info.completion_tokens);
+  put(meta, keys().cached_tokens, info.cached_tokens);
+  put(meta, keys().num_retractions, info.num_retractions);
+  put(meta, keys().e2e_latency, nb::float_(info.e2e_latency));
   if (!with_logprobs) return meta;
-  put(meta, "input_token_logprobs", logprobs_of(info.input_token_logprobs));
-  put(meta, "output_token_logprobs", logprobs_of(info.output_token_logprobs));
-  if (!info.input_top_logprobs.empty()) put(meta, "input_top_logprobs", logprobs_of(info.input_top_logprobs));
-  if (!info.output_top_logprobs.empty()) put(meta, "output_top_logprobs", logprobs_of(info.output_top_logprobs));
+  put(meta, keys().input_token_logprobs, logprobs_of(info.input_token_logprobs));
+  put(meta, keys().output_token_logprobs, logprobs_of(info.output_token_logprobs));
+  if (!info.input_top_logprobs.empty()) put(meta, keys().input_top_logprobs, logprobs_of(info.input_top_logprobs));
+  if (!info.output_top_logprobs.empty()) put(meta, keys().output_top_logprobs, logprobs_of(info.output_top_logprobs));
   if (!info.input_token_ids_logprobs.empty()) {
-    put(meta, "input_token_ids_logprobs", logprobs_of(info.input_token_ids_logprobs));
+    put(meta, keys().input_token_ids_logprobs, logprobs_of(info.input_token_ids_logprobs));
   }
   if (!info.output_token_ids_logprobs.empty()) {
-    put(meta, "output_token_ids_logprobs", logprobs_of(info.output_token_ids_logprobs));
+    put(meta, keys().output_token_ids_logprobs, logprobs_of(info.output_token_ids_logprobs));
   }
   return meta;
 }
@@ -95,11 +119,11 @@ nb::dict meta_of(const MetaInfo& info, bool with_logprobs) {
 
 nb::dict to_dict(const Output& output, bool with_index, bool with_logprobs) {
   nb::dict dict;
-  put(dict, "text", text_of(output.text));
-  put(dict, "output_ids", ids_of(output.output_ids));
-  put(dict, "meta_info", meta_of(output.meta_info, with_logprobs));
-  if (output.prompt_token_ids) put(dict, "prompt_token_ids", ids_of(*output.prompt_token_ids));
-  if (with_index) put(dict, "index", output.index);
+  put(dict, keys().text, text_of(output.text));
+  put(dict, keys().output_ids, ids_of(output.output_ids));
+  put(dict, keys().meta_info, meta_of(output.meta_info, with_logprobs));
+  if (output.prompt_token_ids) put(dict, keys().prompt_token_ids, ids_of(*output.prompt_token_ids));
+  if (with_index) put(dict, keys().index, output.index);
   return dict;
 }
 

@@ -9,7 +9,7 @@ from ._native import EngineError
 from ._native import version as _version
 from ._options import SamplingParams, ServerArgs
 from ._streams import AsyncStream, Stream
-from .engine import Engine
+from .engine import Engine, PinnedPrefix
 from .logits import LogitProcessor
 from .outputs import FinishReason, MetaInfo, Output
 from .tokenizer import Tokenizer
@@ -36,6 +36,7 @@ __all__ = [
     "LogitProcessor",
     "MetaInfo",
     "Output",
+    "PinnedPrefix",
     "SamplingParams",
     "ServerArgs",
     "Stream",

@@ -9,7 +9,7 @@ from ._request import prepare, request_fields
 from ._streams import WAIT_MS, failure
 from .outputs import Output
 
-IN_FLIGHT_MAX = 4096  # prompts pulled and not yet finished
+IN_FLIGHT_MAX = 4096  # prompts pulled whose output the caller has not had yet
 _BATCH = 64  # prompts submitted together
 
 
@@ -32,10 +32,13 @@ class _Iteration:
         self._exhausted = False
         self._done: Deque[Tuple[int, Output]] = collections.deque()
 
+    def _pulled(self) -> int:
+        return self._in_flight + len(self._done)
+
     def _pull(self) -> "Tuple[List[Any], List[Any]]":
         prompts: List[Any] = []
         params: List[Any] = []
-        while len(prompts) < _BATCH and self._in_flight + len(prompts) < IN_FLIGHT_MAX:
+        while len(prompts) < _BATCH and self._pulled() + len(prompts) < IN_FLIGHT_MAX:
             try:
                 prompts.append(next(self._prompts))
             except StopIteration:
@@ -57,7 +60,7 @@ class _Iteration:
                            self._fields)
         number = self._next_call
         self._next_call += 1
-        call = self._engine._submit(prepared, self._mailbox, number, False)
+        call = self._engine._submit(prepared, self._mailbox, number, False, not prepared.is_short())
         self._calls[number] = [call, self._next_index, prepared.samples]
         self._next_index += prepared.samples
         self._in_flight += prepared.samples
@@ -76,14 +79,14 @@ class _Iteration:
     def run(self) -> Iterator[Tuple[int, Output]]:
         try:
             while True:
-                while not self._exhausted and self._in_flight < IN_FLIGHT_MAX and not len(self._mailbox):
+                while not self._exhausted and self._pulled() < IN_FLIGHT_MAX and not len(self._mailbox):
                     self._top_up()
                 if self._in_flight == 0:
                     return
                 while not self._mailbox.wait(1, WAIT_MS):
                     pass
                 self._collect()
-                if not self._exhausted and self._in_flight < IN_FLIGHT_MAX:
+                if not self._exhausted and self._pulled() < IN_FLIGHT_MAX:
                     self._top_up()  # keeps the engine fed while the caller looks at what is done
                 while self._done:
                     yield self._done.popleft()

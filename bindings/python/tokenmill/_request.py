@@ -57,7 +57,7 @@ class Prepared:
         self.samples: int = options[0].n * count if len(options) == 1 else sum(option.n for option in options)
 
     def is_short(self) -> bool:
-        """Whether submitting takes well under a millisecond: cheaper than going to another thread for it."""
+        """Whether submitting takes milliseconds at most."""
         if self.kind == IDS:
             return len(self.prompts) <= 64
         return sum(len(prompt) for prompt in self.prompts) <= 4096

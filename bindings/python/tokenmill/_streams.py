@@ -35,6 +35,15 @@ class Stream(Generator[Output, None, None]):
         self._chunks: Deque[Output] = collections.deque()
         self._on_close = on_close
         self._error: Optional[BaseException] = None  # told once the chunks before it are
+        self._taken = False
+
+    def wait_until_taken(self) -> None:
+        """Until the engine has the call. Raises what is wrong with it."""
+        while not self._taken:
+            self._fetch()
+        if self._error is not None and not self._chunks:
+            error, self._error = self._error, None
+            raise failure(error)
 
     def __iter__(self) -> "Stream":
         return self
@@ -57,6 +66,9 @@ class Stream(Generator[Output, None, None]):
             self.close()
             raise
         for _, _, finished, payload in self._mailbox.take():
+            self._taken = True
+            if payload is None:
+                continue
             if isinstance(payload, BaseException):
                 self._unfinished = 0
                 self._error = payload
@@ -92,26 +104,40 @@ class Stream(Generator[Output, None, None]):
 class AsyncSink:
     """Where one call's mail goes on its event loop. Used on the loop's thread only."""
 
-    __slots__ = ("_loop", "mail", "waiter")
+    __slots__ = ("loop", "mail", "taken", "waiter")
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._loop = loop
+        self.loop = loop
         self.mail: Deque[Tuple[int, bool, Any]] = collections.deque()
+        self.taken = False
         self.waiter: "Optional[asyncio.Future[None]]" = None
 
     def put(self, index: int, finished: bool, payload: Any) -> None:
-        self.mail.append((index, finished, payload))
+        self.taken = True
+        if payload is not None:
+            self.mail.append((index, finished, payload))
         if self.waiter is not None and not self.waiter.done():
             self.waiter.set_result(None)
 
+    async def wait(self) -> None:
+        """Until something comes."""
+        self.waiter = self.loop.create_future()
+        try:
+            await self.waiter
+        finally:
+            self.waiter = None
+
     async def get(self) -> Tuple[int, bool, Any]:
         while not self.mail:
-            self.waiter = self._loop.create_future()
-            try:
-                await self.waiter
-            finally:
-                self.waiter = None
+            await self.wait()
         return self.mail.popleft()
+
+    async def wait_until_taken(self) -> None:
+        """Until the engine has the call. Raises what is wrong with it."""
+        while not self.taken:
+            await self.wait()
+        if self.mail and isinstance(self.mail[0][2], BaseException):
+            raise failure(self.mail[0][2])
 
 
 class LoopInbox:
@@ -145,8 +171,9 @@ class LoopInbox:
             self.close(call)
 
     def _on_mail(self) -> None:
+        sinks = self._sinks
         for call, index, finished, payload in self.mailbox.take():
-            sink = self._sinks.get(call)
+            sink = sinks.get(call)
             if sink is not None:
                 sink.put(index, finished, payload)
 
@@ -189,11 +216,17 @@ class AsyncStream(AsyncGenerator[Output, None]):
     async def __anext__(self) -> Output:
         if self._unfinished == 0:
             raise StopAsyncIteration
-        try:
-            _, finished, payload = self._sink.mail.popleft() if self._sink.mail else await self._sink.get()
-        except BaseException:
-            await self.aclose()
-            raise
+        sink = self._sink
+        while not sink.mail:  # sink.wait(), spelt out: a coroutine less a token
+            sink.waiter = sink.loop.create_future()
+            try:
+                await sink.waiter
+            except BaseException:
+                await self.aclose()
+                raise
+            finally:
+                sink.waiter = None
+        _, finished, payload = sink.mail.popleft()
         if isinstance(payload, BaseException):
             self._end()
             raise failure(payload)

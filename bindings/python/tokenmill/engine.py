@@ -7,7 +7,7 @@ import json
 import os
 import time
 import weakref
-from typing import TYPE_CHECKING, Any, Awaitable, Dict, Iterable, Iterator, List, Literal, Optional, Tuple, Union, overload
+from typing import TYPE_CHECKING, Any, Dict, Iterable, Iterator, List, Literal, Optional, Tuple, Union, overload
 
 from . import _logging, _native, _streams
 from ._options import ServerArgs, _server_values
@@ -29,6 +29,29 @@ _engines: "weakref.WeakSet[Engine]" = weakref.WeakSet()
 
 _NOT_AN_EMBEDDING_MODEL = ("This model does not appear to be an embedding model by default. Please add --is-embedding "
                            "(is_embedding=True) when making the engine, or try another model.")
+
+
+class PinnedPrefix:
+    """A prompt whose K/V stay in the cache until release(), the end of a with block, or the end of this object."""
+
+    def __init__(self, native: Any) -> None:
+        self._native = native
+
+    @property
+    def tokens(self) -> int:
+        """The prompt's length in tokens; 0 once released."""
+        count: int = self._native.tokens()
+        return count
+
+    def release(self) -> None:
+        """Lets the cache evict it, from the next step on. May be called again."""
+        self._native.release()
+
+    def __enter__(self) -> "PinnedPrefix":
+        return self
+
+    def __exit__(self, *exc: Any) -> None:
+        self.release()
 
 
 class Engine:
@@ -69,15 +92,21 @@ class Engine:
         _engines.add(self)
 
     # --- generation ---------------------------------------------------------------------------------------------------
-    def _submit(self, prepared: Prepared, mailbox: Any, number: int, stream: bool) -> Any:
+    def _submit(self, prepared: Prepared, mailbox: Any, number: int, stream: bool, later: bool) -> Any:
+        """Tokenises and submits: here, or later in a thread of the engine's own, which tells what is wrong by mail."""
         return self._native.submit(mailbox, number, prepared.kind, prepared.prompts, prepared.options, prepared.rids,
-                                   stream, prepared.single)
+                                   stream, prepared.single, later)
 
     def _run(self, prepared: Prepared, stream: bool, use_tqdm: bool) -> Any:
         mailbox = _native.Mailbox(False)
-        call = self._submit(prepared, mailbox, 0, stream)
+        # A thread that tokenises cannot hear Ctrl-C; where that is soon over, going to another costs more.
+        later = not prepared.is_short()
+        call = self._submit(prepared, mailbox, 0, stream, later)
         if stream:
-            return Stream(self, call, mailbox, prepared.samples, _logging.pump.flush)
+            chunks = Stream(self, call, mailbox, prepared.samples, _logging.pump.flush)
+            if later:
+                chunks.wait_until_taken()
+            return chunks
         outputs: List[Any] = [None] * prepared.samples
         bar = _progress_bar(prepared.samples) if use_tqdm else None
         try:
@@ -108,8 +137,9 @@ class Engine:
         call: Any = None
         bar = None
         try:
-            call = await self._submit_async(prepared, inbox.mailbox, number, stream)
+            call = self._submit(prepared, inbox.mailbox, number, stream, True)
             if stream:
+                await sink.wait_until_taken()
                 return AsyncStream(self, call, inbox, number, sink, prepared.samples)
             bar = _progress_bar(prepared.samples) if use_tqdm else None
             outputs: List[Any] = [None] * prepared.samples
@@ -130,19 +160,6 @@ class Engine:
                 bar.close()
         inbox.close(number)
         return outputs[0] if prepared.single and prepared.samples == 1 else outputs
-
-    async def _submit_async(self, prepared: Prepared, mailbox: Any, number: int, stream: bool) -> Any:
-        """Tokenises in another thread, unless that is less work than going there."""
-        if prepared.is_short():
-            return self._submit(prepared, mailbox, number, stream)
-        import asyncio
-
-        future = asyncio.get_running_loop().run_in_executor(None, self._submit, prepared, mailbox, number, stream)
-        try:
-            return await asyncio.shield(future)
-        except asyncio.CancelledError:
-            future.add_done_callback(_abort_late_call)
-            raise
 
     @overload
     def generate(self, prompt: Union[str, List[str], None] = ..., sampling_params: Union[Params, List[Params]] = ...,
@@ -303,15 +320,40 @@ class Engine:
         _logging.pump.flush()
         return flushed
 
+    def pin(self, prompt: Optional[str] = None, input_ids: Any = None, *, messages: Any = None,
+            chat_template_kwargs: Optional[Dict[str, Any]] = None, lora_path: Optional[str] = None,
+            cache_salt: Optional[str] = None) -> PinnedPrefix:
+        """Computes one prompt (text, token ids or a conversation) and keeps it in the cache until released.
+
+        Requests that start with it find it there, whoever runs meanwhile. Pins may hold three quarters of the KV pool;
+        raises ValueError beyond that, without a radix cache, and where the prompt cannot run.
+        """
+        fields = {**request_fields({"lora_path": lora_path, "cache_salt": cache_salt}),
+                  "chat_kwargs": json.dumps(chat_template_kwargs or {})}
+        prepared = prepare(prompt, None, input_ids, messages, fields)
+        if not prepared.single:
+            raise TypeError("pin takes one prompt, got a list of them.")
+        return PinnedPrefix(self._native.pin(prepared.kind, prepared.prompts[0], prepared.options[0]))
+
     def get_server_info(self) -> Dict[str, Any]:
         """Resolved arguments, sizes (max_total_num_tokens …), version, start-up timings, internal_states."""
         info: Dict[str, Any] = json.loads(self._native.server_info_json())
         return info
 
     def stats(self) -> Dict[str, float]:
-        """Counts since the start (requests, finished, generated_tokens …) and gauges (running, blocks_free …)."""
+        """Counts since the start (requests, finished, generated_tokens …), gauges (running, blocks_free …), histograms.
+
+        A histogram is NAME_count, NAME_sum, NAME_p50, NAME_p99 and NAME_le_BOUND (how many were at most BOUND), for
+        queue_time_seconds, time_to_first_token_seconds, inter_token_latency_seconds, e2e_latency_seconds, batch_size,
+        step_tokens and step_{admit,schedule,forward,commit,publish}_seconds.
+        """
         return {name: int(value) if value.is_integer() and name != "last_gen_throughput" else value
                 for name, value in self._native.stats().items()}
+
+    def prometheus_metrics(self) -> str:
+        """stats() as Prometheus text (format 0.0.4), for a /metrics page."""
+        text: str = self._native.prometheus_metrics()
+        return text
 
     @property
     def server_args(self) -> Any:
@@ -341,12 +383,6 @@ class Engine:
 
 
 _FIELD_NAMES = frozenset(row[0] for row in _native.server_args_fields())
-
-
-def _abort_late_call(future: "Awaitable[Any]") -> None:
-    """The task was cancelled while another thread was submitting its call."""
-    if not future.cancelled() and future.exception() is None:  # type: ignore[attr-defined]
-        future.result().abort()  # type: ignore[attr-defined]
 
 
 class _progress_bar:

@@ -45,9 +45,9 @@ class Tokenizer:
 
     @property
     def eos_token_id(self) -> Optional[int]:
-        """The tokenizer's end-of-text id."""
-        ids = self.eos_token_ids
-        return ids[0] if ids else None
+        """The tokenizer's end-of-text id; where the model's files name others too, eos_token_ids has them all."""
+        token: Optional[int] = self._native.eos_token_id()
+        return token
 
     @property
     def bos_token_id(self) -> Optional[int]:

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <chrono>
 #include <cmath>
+#include <cstdio>
 #include <cstdlib>
 #include <nlohmann/json.hpp>
 #include <thread>
@@ -73,11 +74,35 @@ bool is_transient(const HttpResponse& response) {
   return response.status == 429 || response.status == 408 || response.status >= 500;
 }
 
-double retry_delay_s(const HttpResponse& response, int attempt) {
+std::optional<std::time_t> http_date(const std::string& text) {
+  static constexpr std::string_view kMonths = "JanFebMarAprMayJunJulAugSepOctNovDec";
+  char month[4] = "", zone[4] = "";
+  std::tm time{};
+  int length = 0;
+  const int read = std::sscanf(text.c_str(), "%*3[A-Za-z], %2d %3s %4d %2d:%2d:%2d %3s%n", &time.tm_mday, month,
+                               &time.tm_year, &time.tm_hour, &time.tm_min, &time.tm_sec, zone, &length);
+  const size_t place = kMonths.find(month);
+  if (read != 7 || static_cast<size_t>(length) != text.size() || std::string_view(zone) != "GMT" ||
+      std::string_view(month).size() != 3 || place == kMonths.npos || place % 3 != 0) {
+    return std::nullopt;
+  }
+  time.tm_mon = static_cast<int>(place / 3);
+  time.tm_year -= 1900;
+  return timegm(&time);
+}
+
+std::optional<double> retry_after_s(const HttpResponse& response) {
   const std::string after = response.header("retry-after");
   char* end = nullptr;
   const double asked = std::strtod(after.c_str(), &end);
   if (!after.empty() && *end == '\0' && std::isfinite(asked) && asked >= 0) return asked;
+  const auto date = http_date(after);
+  if (!date) return std::nullopt;
+  return std::max(0.0, std::difftime(*date, std::time(nullptr)));
+}
+
+double retry_delay_s(const HttpResponse& response, int attempt) {
+  if (const auto asked = retry_after_s(response)) return *asked;
   return std::min(kFirstDelay * std::pow(2.0, attempt), kDelayMax);
 }
 
@@ -141,9 +166,9 @@ void HubApi::refuse(const HttpResponse& response, const std::string& what) const
               "the hub has no such repository or revision (asked for " + quote(what) + "); check the name at " + page);
   }
   if (response.status == 429) {
-    const std::string after = response.header("retry-after");
+    const auto after = retry_after_s(response);
     throw HubUnreachable(repo_ + ": the hub takes no more requests now (" + status + "); try again " +
-                         (after.empty() ? "later" : "in " + after + " seconds") +
+                         (after ? "in " + std::to_string(std::lround(*after)) + " seconds" : "later") +
                          (has_token ? "" : ", or set HF_TOKEN, which allows more"));
   }
   if (response.status >= 500) {

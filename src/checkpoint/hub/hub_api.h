@@ -6,7 +6,9 @@
 #pragma once
 
 #include <cstdint>
+#include <ctime>
 #include <functional>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -68,6 +70,11 @@ HubListing parse_hub_listing(std::string_view body, const std::string& source);
 
 // Whether another try may help, and how many seconds to wait before the `attempt`-th (from 0) repetition.
 bool is_transient(const HttpResponse& response);
+// "Sun, 06 Nov 1994 08:49:37 GMT" as RFC 9110 has it; nullopt for anything else.
+std::optional<std::time_t> http_date(const std::string& text);
+// What Retry-After asks for, as seconds or a date; nullopt where it is not there or says nothing.
+std::optional<double> retry_after_s(const HttpResponse& response);
+// The same, else longer with each attempt.
 double retry_delay_s(const HttpResponse& response, int attempt);
 inline constexpr int kHubAttemptsMax = 5;
 

@@ -120,7 +120,7 @@ void check_space(const HubJob& job, const std::vector<HubFile>& files) {
 
 void download_hub_files(const HubJob& job, std::vector<HubFile> files) {
   job.cache.prepare(job.commit);
-  HubApi api(job.settings, job.repo, nullptr);
+  HubApi api(job.settings, job.repo, job.keep_going);
   for (HubFile& file : files) api.complete(file, job.commit);
   check_space(job, files);
   // Small ones first: weights that are whole mean that all the rest is there.

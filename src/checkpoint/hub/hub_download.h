@@ -20,8 +20,9 @@ struct HubJob {
   const HubSettings& settings;
   const HubCache& cache;
   std::string repo, commit;
-  HubProgressCallback on_progress;  // may be null
-  HubLog log;                       // may be null
+  HubProgressCallback on_progress;                    // may be null
+  HubLog log;                                         // may be null
+  const std::function<bool()>* keep_going = nullptr;  // asked on the calling thread before the transfers; may be null
 };
 
 // Throws Error naming repository, file and remedy; HubUnreachable where the network is at fault. What has come stays in

@@ -45,6 +45,7 @@ class HubModel {
   }
 
  private:
+  const std::function<bool()>* keep_going() const { return options_.keep_going ? &options_.keep_going : nullptr; }
   HubWant want() const { return options_.tokenizer_only ? HubWant::kTokenizer : HubWant::kModel; }
 
   ModelPath path_of(const std::string& commit, const HubChoice& choice) const {
@@ -82,7 +83,7 @@ class HubModel {
   }
 
   ModelPath download() {
-    HubApi api(settings_, id_.repo, nullptr);
+    HubApi api(settings_, id_.repo, keep_going());
     const HubListing listing = api.list(revision_);
     std::vector<std::string> names;
     for (const HubFile& file : listing.files) names.push_back(file.name);
@@ -121,9 +122,11 @@ class HubModel {
                      .on_progress =
                          [&](const DownloadProgress& progress) {
                            view.show(progress);
+                           if (options_.keep_going && !options_.keep_going()) return false;
                            return !options_.on_download || options_.on_download(progress);
                          },
-                     .log = to_log};
+                     .log = to_log,
+                     .keep_going = keep_going()};
     download_hub_files(job, std::move(files));
     const auto tenths = std::chrono::duration_cast<std::chrono::milliseconds>(Clock::now() - start).count() / 100;
     log("Downloaded " + what + " in " + std::to_string(tenths / 10) + "." + std::to_string(tenths % 10) + " s");

@@ -8,10 +8,10 @@ export CCACHE_NOHASHDIR ?= 1
 NINJA := ninja -C $(BUILD) -j $(JOBS)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup libraries configure build cuda cuda-test python wheel demo test bench format format-check check docs install deb nightly clean
+.PHONY: help setup libraries configure build cuda cuda-test python wheel wheel-check python-asan python-tsan demo test bench format format-check check docs install deb nightly clean
 
 help:  ## show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z -]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup:  ## install compilers and libraries (Debian, Ubuntu); nothing where all is there
 	@tools/setup
@@ -78,6 +78,15 @@ docs: libraries  ## check the documents: links, tables of options, and that ever
 	@tools/make_reference.py $(BUILD)/bin/tokenmill --check
 	@tools/run_snippets.py $(BUILD)
 
+wheel-check: wheel  ## build the wheel and run the notebook on it where there is no compiler
+	@tools/check_wheel $$(ls -t dist/tokenmill-*.whl | head -n 1) $(VENV)/bin/python
+
+# Not among the tests of every day: building everything again takes long.
+python-asan python-tsan: python-%: configure $(VENV)/.ready  ## run the Python tests under a sanitizer (asan, tsan)
+	@cmake --preset $* -DTOKENMILL_BUILD_PYTHON=ON -DPython_EXECUTABLE=$(abspath $(VENV))/bin/python >/dev/null
+	@ninja -C $(BUILD)-$* -j $(JOBS) python_package
+	@tools/python_sanitizers $(if $(filter asan,$*),address,thread) $(BUILD)-$* $(VENV)/bin/python
+
 install: libraries  ## install library, headers and program under PREFIX (default /usr/local; DESTDIR is honoured)
 	@cmake --install $(BUILD) --prefix $(PREFIX)
 
@@ -85,12 +94,12 @@ deb: libraries  ## make Debian packages in build/deb
 	@cd $(BUILD) && cpack -B deb >deb.log 2>&1 || { cat deb.log >&2; exit 1; }
 	@rm -rf $(BUILD)/deb/_CPack_Packages && ls $(BUILD)/deb/*.deb
 
-nightly: configure  ## long fuzzing under ASan+UBSan, long simulation, the benchmark
+nightly: configure  ## long fuzzing under ASan+UBSan, long simulation, Python under sanitizers, the wheel, the benchmark
 	@$(NINJA)
 	@cmake --preset asan >/dev/null
 	@ninja -C $(BUILD)-asan -j $(JOBS) tests/fuzz/all
 	@tools/nightly $(BUILD) $(BUILD)-asan
-	@$(MAKE) --no-print-directory bench
+	@$(MAKE) --no-print-directory python-asan python-tsan wheel-check bench
 
 clean:  ## remove what was built
 	rm -rf $(BUILD) $(BUILD)-asan $(BUILD)-tsan $(BUILD)-debug $(BUILD)-cuda

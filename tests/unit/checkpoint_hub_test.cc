@@ -1,5 +1,5 @@
-// The hub's parts without a network: names, choice of files, the cache's layout, digests. tests/cli/test_hub.py has the
-// downloads.
+// The hub's parts without a network: names, choice of files, the cache's layout, digests. tests/cli/test_hub_*.py have
+// the downloads.
 #include <gtest/gtest.h>
 
 #include <sys/wait.h>

@@ -78,11 +78,10 @@ Function find(void* library, const char* name) {
 
 void require_cublas() {
   if (libraries().blas != nullptr) return;
-  throw Error(
-      ErrorKind::kRuntime,
-      std::string("device='cuda' needs cuBLAS ") + kMajor + " (" + kBlasName + " and " + kLtName +
-          "), which was not found. Install the CUDA toolkit's libraries or the PyPI package " + kPackage +
-          ", or set TOKENMILL_CUBLAS to the folder that holds them.");
+  throw Error(ErrorKind::kRuntime,
+              std::string("device='cuda' needs cuBLAS ") + kMajor + " (" + kBlasName + " and " + kLtName +
+                  "), which was not found. Install the CUDA toolkit's libraries or the PyPI package " + kPackage +
+                  ", or set TOKENMILL_CUBLAS to the folder that holds them.");
 }
 
 }  // namespace tokenmill

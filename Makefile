@@ -11,7 +11,7 @@ NINJA := ninja -C $(BUILD) -j $(JOBS)
 .PHONY: help setup libraries configure build cuda cuda-test python wheel wheel-check python-asan python-tsan demo test bench format format-check check docs install deb nightly clean
 
 help:  ## show this list
-	@awk -F ':.*## ' '/^[a-z -]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup:  ## install compilers and libraries (Debian, Ubuntu); nothing where all is there
 	@tools/setup
@@ -82,10 +82,17 @@ wheel-check: wheel  ## build the wheel and run the notebook on it where there is
 	@tools/check_wheel $$(ls -t dist/tokenmill-*.whl | head -n 1) $(VENV)/bin/python
 
 # Not among the tests of every day: building everything again takes long.
-python-asan python-tsan: python-%: configure $(VENV)/.ready  ## run the Python tests under a sanitizer (asan, tsan)
-	@cmake --preset $* -DTOKENMILL_BUILD_PYTHON=ON -DPython_EXECUTABLE=$(abspath $(VENV))/bin/python >/dev/null
-	@ninja -C $(BUILD)-$* -j $(JOBS) python_package
-	@tools/python_sanitizers $(if $(filter asan,$*),address,thread) $(BUILD)-$* $(VENV)/bin/python
+define python_tests_under  # PRESET SANITIZER
+	@cmake --preset $1 -DTOKENMILL_BUILD_PYTHON=ON -DPython_EXECUTABLE=$(abspath $(VENV))/bin/python >/dev/null
+	@ninja -C $(BUILD)-$1 -j $(JOBS) python_package
+	@tools/python_sanitizers $2 $(BUILD)-$1 $(VENV)/bin/python
+endef
+
+python-asan: configure $(VENV)/.ready  ## run the Python tests under ASan+UBSan
+	$(call python_tests_under,asan,address)
+
+python-tsan: configure $(VENV)/.ready  ## run the Python tests under TSan
+	$(call python_tests_under,tsan,thread)
 
 install: libraries  ## install library, headers and program under PREFIX (default /usr/local; DESTDIR is honoured)
 	@cmake --install $(BUILD) --prefix $(PREFIX)

@@ -26,19 +26,20 @@ namespace {
   fail(path, std::string("cannot be opened: ") + std::strerror(error));
 }
 
-// Closes the descriptor on every way out; a mapping outlives it.
+// Closes the descriptor on every way out but release().
 struct Descriptor {
   int fd;
   ~Descriptor() {
     if (fd >= 0) ::close(fd);
   }
+  int release() { return std::exchange(fd, -1); }
 };
 
 }  // namespace
 
 MappedFile::MappedFile(const std::string& path) : path_(path) {
   if (path.find('\0') != std::string::npos) fail(path, "the path holds a zero byte; check the path");
-  const Descriptor file{::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK)};  // a pipe must not block here
+  Descriptor file{::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK)};  // a pipe must not block here
   if (file.fd < 0) fail_open(path, errno);
   struct stat status;
   if (::fstat(file.fd, &status) != 0) fail_open(path, errno);
@@ -53,12 +54,16 @@ MappedFile::MappedFile(const std::string& path) : path_(path) {
     fail(path, std::string("cannot be mapped into memory: ") + std::strerror(error));
   }
   data_ = static_cast<const std::byte*>(mapping);
+  fd_ = file.release();
 }
 
 MappedFile::~MappedFile() { unmap(); }
 
 MappedFile::MappedFile(MappedFile&& other) noexcept
-    : path_(std::move(other.path_)), data_(std::exchange(other.data_, nullptr)), size_(std::exchange(other.size_, 0)) {}
+    : path_(std::move(other.path_)),
+      data_(std::exchange(other.data_, nullptr)),
+      size_(std::exchange(other.size_, 0)),
+      fd_(std::exchange(other.fd_, -1)) {}
 
 MappedFile& MappedFile::operator=(MappedFile&& other) noexcept {
   if (this != &other) {
@@ -66,14 +71,30 @@ MappedFile& MappedFile::operator=(MappedFile&& other) noexcept {
     path_ = std::move(other.path_);
     data_ = std::exchange(other.data_, nullptr);
     size_ = std::exchange(other.size_, 0);
+    fd_ = std::exchange(other.fd_, -1);
   }
   return *this;
 }
 
 void MappedFile::unmap() {
   if (data_ != nullptr) ::munmap(const_cast<std::byte*>(data_), size_);
+  if (fd_ >= 0) ::close(fd_);
   data_ = nullptr;
   size_ = 0;
+  fd_ = -1;
+}
+
+bool MappedFile::read(const std::byte* source, std::byte* target, size_t size) const {
+  while (size > 0) {
+    const ssize_t got = ::pread(fd_, target, size, static_cast<off_t>(source - data_));
+    if (got < 0 && errno == EINTR) continue;
+    if (got == 0) errno = 0;
+    if (got <= 0) return false;
+    source += got;
+    target += got;
+    size -= static_cast<size_t>(got);
+  }
+  return true;
 }
 
 void MappedFile::will_need(size_t begin, size_t size) const {

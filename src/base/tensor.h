@@ -11,6 +11,8 @@
 
 namespace tokenmill {
 
+class MappedFile;
+
 // A row-major matrix in backend memory; row i starts `i * stride` elements after data.
 struct Matrix {
   void* data = nullptr;
@@ -32,8 +34,9 @@ struct Matrix {
 struct RawTensor {
   std::string name;  // canonical (checkpoint/checkpoint.h), for messages
   WeightType type = WeightType::kF32;
-  std::vector<int64_t> shape;       // outermost first: a linear layer is [out_features, in_features]
-  const std::byte* data = nullptr;  // inside a mapped file, or inside `owned`
+  std::vector<int64_t> shape;        // outermost first: a linear layer is [out_features, in_features]
+  const std::byte* data = nullptr;   // inside a mapped file, or inside `owned`
+  const MappedFile* file = nullptr;  // the former: who reads all of it once may read it faster than by its pages
   std::shared_ptr<const std::vector<std::byte>> owned;
 
   int64_t rows() const { return shape.size() > 1 ? shape[0] : 1; }

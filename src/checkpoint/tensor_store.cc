@@ -28,7 +28,10 @@ void TensorStore::add(RawTensor tensor, int64_t file, std::span<const std::byte>
   if (!make && reinterpret_cast<uintptr_t>(source.data()) % alignment_of(tensor.type) != 0) {
     make = [source] { return Bytes(source.begin(), source.end()); };
   }
-  if (!make) tensor.data = source.data();
+  if (!make) {
+    tensor.data = source.data();
+    if (file >= 0) tensor.file = files_.at(static_cast<size_t>(file));
+  }
   const std::string name = tensor.name;
   const auto [it, inserted] = entries_.emplace(name, Entry{std::move(tensor), file, source, std::move(make)});
   TM_CHECK(inserted);

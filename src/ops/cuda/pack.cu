@@ -2,10 +2,12 @@
 // in mode kNative: kernels that read the formats themselves do not exist here yet.
 #include <algorithm>
 #include <atomic>
+#include <cerrno>
 #include <cstring>
 #include <limits>
 
 #include "base/check.h"
+#include "base/mapped_file.h"
 #include "ops/cuda/cuda_backend.h"
 #include "ops/cuda/weight_upload.h"
 #include "ops/dequantize.h"
@@ -59,14 +61,13 @@ void check_parts(std::span<const RawTensor* const> parts, std::span<const float>
   }
 }
 
-// One row in the packed type; false if a value is NaN or infinite. values: scratch of k floats.
-bool pack_row(const RawTensor& part, int64_t row, bool is_float, float* values, std::byte* out) {
-  const std::byte* const source = part.data + static_cast<size_t>(row) * part.row_bytes();
+// A row as it is stored in the packed type; false if a value is NaN or infinite. values: scratch of k floats.
+bool pack_row(const RawTensor& part, const std::byte* source, bool is_float, float* values, std::byte* out) {
   const int64_t k = part.cols();
   bool finite = true;
   auto* const halves = reinterpret_cast<uint16_t*>(out);
   if (!is_float && part.type == WeightType::kBF16) {
-    std::memcpy(out, source, part.row_bytes());
+    if (out != source) std::memcpy(out, source, part.row_bytes());
     return are_finite_bf16(halves, k);
   }
   float* const floats = is_float ? reinterpret_cast<float*>(out) : values;
@@ -78,6 +79,21 @@ bool pack_row(const RawTensor& part, int64_t row, bool is_float, float* values, 
     finite &= is_finite_bf16(halves[i]);  // also what overflows in rounding
   }
   return finite;
+}
+
+// Rows as they are stored; false with errno where they cannot be read.
+bool copy_rows(const RawTensor& part, int64_t first, int64_t count, std::byte* out) {
+  const std::byte* const source = part.data + static_cast<size_t>(first) * part.row_bytes();
+  const size_t bytes = static_cast<size_t>(count) * part.row_bytes();
+  if (part.file != nullptr) return part.file->read(source, out, bytes);
+  std::memcpy(out, source, bytes);
+  return true;
+}
+
+void lower_to(std::atomic<int64_t>& least, int64_t value) {
+  int64_t seen = least.load();
+  while (value < seen && !least.compare_exchange_weak(seen, value)) {
+  }
 }
 
 }  // namespace
@@ -101,19 +117,37 @@ std::unique_ptr<Weight> CudaBackend::pack(std::span<const RawTensor* const> part
   }
 
   if (upload_ == nullptr) upload_ = std::make_unique<WeightUpload>(stream());
-  std::vector<std::vector<float>> values(static_cast<size_t>(upload_->num_threads()),
-                                         std::vector<float>(static_cast<size_t>(weight->k)));
+  struct Scratch {
+    std::vector<float> values;
+    std::vector<std::byte> stored;
+  };
+  std::vector<Scratch> scratches(static_cast<size_t>(upload_->num_threads()));
   const size_t used = static_cast<size_t>(weight->k * size);
   std::byte* target = weight->memory.data();
   for (const RawTensor* part : parts) {
     std::atomic<int64_t> bad_row = std::numeric_limits<int64_t>::max();
-    upload_->rows(part->rows(), row_bytes, target, [&](int64_t row, std::byte* out, int worker) {
-      std::memset(out + used, 0, row_bytes - used);
-      if (pack_row(*part, row, weight->is_float, values[static_cast<size_t>(worker)].data(), out)) return;
-      int64_t seen = bad_row.load();
-      while (row < seen && !bad_row.compare_exchange_weak(seen, row)) {
+    std::atomic<int> read_error = -1;  // an errno
+    const bool as_stored = !weight->is_float && part->type == WeightType::kBF16 && part->row_bytes() == row_bytes;
+    upload_->rows(part->rows(), row_bytes, target, [&](int64_t first, int64_t count, std::byte* out, int worker) {
+      Scratch& scratch = scratches[static_cast<size_t>(worker)];
+      scratch.values.resize(static_cast<size_t>(weight->k));
+      if (!as_stored) scratch.stored.resize(static_cast<size_t>(count) * part->row_bytes());
+      const std::byte* stored = as_stored ? out : scratch.stored.data();
+      if (!copy_rows(*part, first, count, as_stored ? out : scratch.stored.data())) {
+        read_error = errno;
+        return;
+      }
+      if (as_stored && are_finite_bf16(reinterpret_cast<const uint16_t*>(out), count * weight->k)) return;
+      for (int64_t row = first; row < first + count; ++row, out += row_bytes, stored += part->row_bytes()) {
+        std::memset(out + used, 0, row_bytes - used);
+        if (!pack_row(*part, stored, weight->is_float, scratch.values.data(), out)) lower_to(bad_row, row);
       }
     });
+    if (read_error >= 0) {
+      TM_CUDA(cudaStreamSynchronize(stream()));
+      throw Error(ErrorKind::kValue, part->file->path() + ": could not be read: " +
+                                         (read_error == 0 ? "it has become shorter" : std::strerror(read_error)) + ".");
+    }
     if (bad_row != std::numeric_limits<int64_t>::max()) {
       TM_CUDA(cudaStreamSynchronize(stream()));  // what is under way goes to memory that is about to be freed
       throw Error(ErrorKind::kValue, "Tensor " + part->name + " holds NaN or infinity in row " +

@@ -15,8 +15,9 @@ class WeightUpload {
   explicit WeightUpload(cudaStream_t stream);
 
   int num_threads() const { return pool_.num_threads(); }
-  // Calls make(row, out, worker) for every row of [0, rows), in parallel and in no order, and copies what it writes to
-  // `target`, row_bytes each. Returns when all rows are made; the last copies may still run. make() must not throw.
+  // Calls make(first, count, out, worker) for runs of rows that together are [0, rows), in parallel and in no order,
+  // and copies what it writes to `target`, row_bytes each. Returns when all rows are made; the last copies may still
+  // run. make() must not throw.
   template <class Make>
   void rows(int64_t rows, size_t row_bytes, std::byte* target, Make&& make) {
     const int64_t chunk = std::max<int64_t>(1, static_cast<int64_t>(kSlotBytes / row_bytes));
@@ -25,9 +26,8 @@ class WeightUpload {
       const int64_t count = std::min(chunk, rows - first);
       std::byte* const slot = next_slot(static_cast<size_t>(count) * row_bytes);
       pool_.parallel_for((count + piece_rows - 1) / piece_rows, [&](int64_t piece, int worker) {
-        for (int64_t i = piece * piece_rows; i < std::min(count, (piece + 1) * piece_rows); ++i) {
-          make(first + i, slot + static_cast<size_t>(i) * row_bytes, worker);
-        }
+        const int64_t begin = piece * piece_rows;
+        make(first + begin, std::min(count - begin, piece_rows), slot + static_cast<size_t>(begin) * row_bytes, worker);
       });
       send(target + static_cast<size_t>(first) * row_bytes, static_cast<size_t>(count) * row_bytes);
     }

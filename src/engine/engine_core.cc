@@ -290,6 +290,7 @@ void EngineCore::execute(const Batch& batch) {
   StepResult result;
   try {
     ModelRunner::InFlight step = runner_->forward(batch);
+    clock_.end_part(StepClock::kForward);
     runner_->sample(step, batch.sampling);
     result = runner_->wait(std::move(step));
   } catch (const InvariantError&) {
@@ -304,7 +305,7 @@ void EngineCore::execute(const Batch& batch) {
     clock_.end_part(StepClock::kForward);
     return;
   }
-  clock_.end_part(StepClock::kForward);
+  clock_.end_part(StepClock::kSample);
   scheduler_->commit(result);
   clock_.end_part(StepClock::kCommit);
 }

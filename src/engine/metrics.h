@@ -45,10 +45,11 @@ struct EngineMetrics {
   Histogram time_to_first_token{Histogram::Scale::kSeconds};  // from submit to the step that gave it
   Histogram inter_token_latency{Histogram::Scale::kSeconds};
   Histogram e2e_latency{Histogram::Scale::kSeconds};  // of a sample, from submit to its last step
-  std::array<Histogram, 5> step_time{Histogram{Histogram::Scale::kSeconds}, Histogram{Histogram::Scale::kSeconds},
-                                     Histogram{Histogram::Scale::kSeconds}, Histogram{Histogram::Scale::kSeconds},
-                                     Histogram{Histogram::Scale::kSeconds}};  // by StepClock::Part
-  Histogram batch_size{Histogram::Scale::kSize};                              // rows of a step
+  std::array<Histogram, 6> step_time{
+      Histogram{Histogram::Scale::kSeconds}, Histogram{Histogram::Scale::kSeconds},
+      Histogram{Histogram::Scale::kSeconds}, Histogram{Histogram::Scale::kSeconds},
+      Histogram{Histogram::Scale::kSeconds}, Histogram{Histogram::Scale::kSeconds}};  // by StepClock::Part
+  Histogram batch_size{Histogram::Scale::kSize};                                      // rows of a step
   Histogram step_tokens{Histogram::Scale::kSize};
 };
 

@@ -12,8 +12,9 @@ namespace tokenmill {
 
 class StepClock {
  public:
-  enum Part { kAdmit, kSchedule, kForward, kCommit, kPublish, kNumParts };
-  static constexpr const char* kPartNames[kNumParts] = {"admit", "schedule", "forward", "commit", "publish"};
+  // On a device kForward launches the step and kSample waits for it: the device idles in all the others.
+  enum Part { kAdmit, kSchedule, kForward, kSample, kCommit, kPublish, kNumParts };
+  static constexpr const char* kPartNames[kNumParts] = {"admit", "schedule", "forward", "sample", "commit", "publish"};
 
   // Engine thread.
   void begin_step();

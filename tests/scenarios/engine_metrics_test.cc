@@ -65,6 +65,7 @@ TEST(EngineMetrics, CountWhatHappened) {
   EXPECT_EQ(stats.at("e2e_latency_seconds_count"), 20);
   EXPECT_EQ(stats.at("batch_size_count"), stats.at("steps"));
   EXPECT_EQ(stats.at("step_forward_seconds_count"), stats.at("steps"));
+  EXPECT_EQ(stats.at("step_sample_seconds_count"), stats.at("steps"));
   EXPECT_LE(stats.at("batch_size_p99"), 4);
   // Each sequence's rows: one prefill (or more) and four decodes.
   EXPECT_GE(stats.at("batch_size_sum"), 20 * 5);

@@ -345,7 +345,7 @@ class Engine:
 
         A histogram is NAME_count, NAME_sum, NAME_p50, NAME_p99 and NAME_le_BOUND (how many were at most BOUND), for
         queue_time_seconds, time_to_first_token_seconds, inter_token_latency_seconds, e2e_latency_seconds, batch_size,
-        step_tokens and step_{admit,schedule,forward,commit,publish}_seconds.
+        step_tokens and step_{admit,schedule,forward,sample,commit,publish}_seconds.
         """
         return {name: int(value) if value.is_integer() and name != "last_gen_throughput" else value
                 for name, value in self._native.stats().items()}

@@ -71,18 +71,34 @@ def tokens_a_second(outputs):
     return tokens / max(output["meta_info"]["e2e_latency"] for output in outputs)
 
 
+def thread_times():
+    """Thread -> (seconds on a processor, seconds it waited for one), as Linux counts them."""
+    times = {}
+    for thread in os.listdir("/proc/self/task"):
+        with open(f"/proc/self/task/{thread}/schedstat", encoding="ascii") as file:
+            ran, waited, _ = file.read().split()
+        times[int(thread)] = (int(ran) / 1e9, int(waited) / 1e9)
+    return times
+
+
 def python_with_busy_thread(llm, params):
-    """64 streams, read by this thread; a Python thread spins in this process."""
+    """64 streams, read by this thread; a Python thread spins in this process. Tokens a second, and of the engine's
+    thread the microseconds of CPU a token and the share of the time in which it neither ran nor waited for a processor:
+    what a GIL in its way would cost."""
     stop = threading.Event()
     thread = threading.Thread(target=spin, args=(stop,))
     thread.start()
     try:
-        return tokens_a_second([chunk for chunk in llm.generate(
-            input_ids=[[1, 2 + i] for i in range(64)], sampling_params=params, stream=True)
-            if chunk["meta_info"]["finish_reason"]])
+        before, start = thread_times(), time.perf_counter()
+        outputs = [chunk for chunk in llm.generate(input_ids=[[1, 2 + i] for i in range(64)], sampling_params=params,
+                                                   stream=True) if chunk["meta_info"]["finish_reason"]]
+        wall, after = time.perf_counter() - start, thread_times()
     finally:
         stop.set()
         thread.join()
+    ran, waited = max((after[i][0] - before[i][0], after[i][1] - before[i][1]) for i in before
+                      if i not in (threading.get_native_id(), thread.native_id))
+    return tokens_a_second(outputs), ran / (64 * params["max_new_tokens"]) * 1e6, max(0, 1 - (ran + waited) / wall)
 
 
 def cplusplus_with_busy_process(program, model, params):
@@ -106,9 +122,11 @@ def busy(args, llm, params):
         ours.append(python_with_busy_thread(llm, params))
         if args.tokenmill:
             theirs.append(cplusplus_with_busy_process(args.tokenmill, args.model, params))
-    print(f"64 streams, a busy Python thread beside       {statistics.median(ours):9.0f} tokens/s")
+    rate, cpu, asleep = (statistics.median(values) for values in zip(*ours))
+    print(f"64 streams, a busy Python thread beside       {rate:9.0f} tokens/s; the engine's thread: {cpu:.1f} us CPU a "
+          f"token, asleep {asleep:.1%}")
     if theirs:
-        ratio = statistics.median(a / b for a, b in zip(ours, theirs))
+        ratio = statistics.median(a[0] / b for a, b in zip(ours, theirs))
         print(f"the C++ program, the same in a process beside {statistics.median(theirs):9.0f} tokens/s; Python's rate "
               f"over it, by turns: {ratio:.3f}")
 

@@ -1,5 +1,5 @@
 // No lack of memory whatever comes, on a tiny real model: very many prompts in a small pool, and requests that can
-// never all end. TOKENMILL_SOAK_PROMPTS: 800, nightly 100,000.
+// never all end. TOKENMILL_SOAK_PROMPTS: 800, nightly 100,000. TOKENMILL_SOAK_MODEL: another model for the prompts.
 #include <gtest/gtest.h>
 #include <unistd.h>
 
@@ -94,6 +94,10 @@ void print(const char* name, const Soak& soak) {
 TEST(EngineSoak, ManyPromptsInAQuarterOfThePoolTheyWant) {
   const int64_t count = soak_prompts(), running = 64, mean_length = 204 + 100;
   ServerArgs args = tiny_args();
+  if (const char* model = std::getenv("TOKENMILL_SOAK_MODEL")) {
+    args.model_path = model;
+    args.json_model_override_args = "{}";
+  }
   args.max_running_requests = running;
   args.max_total_tokens = running * mean_length / 4;
   const Soak small = run_soak(args, count);

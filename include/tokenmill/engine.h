@@ -144,6 +144,18 @@ class TOKENMILL_API Engine {
   // where the prompt cannot run.
   PinnedPrefix pin(Request request);
 
+  // A long system prompt, computed once: save_prefix computes the request's prompt and writes its K/V to a file,
+  // load_prefix puts a file's K/V into the cache, where requests that begin with these tokens find them (as what any
+  // request has left there: pin() holds it). Both return the number of tokens: whole blocks of page_size, a rest is
+  // computed each time. The file belongs to this model, dtype, page_size, code path and version of tokenmill: any other
+  // is refused, a cut or damaged file too, and where results repeat bit for bit (the CPU, and
+  // enable_deterministic_inference) the first 64 tokens are computed again and must give the file's bits. It holds the
+  // prompt's token ids; it is readable by its owner only.
+  // Throw Error: kValue for a prompt that cannot run or fills no block, a file that is refused, and without a radix
+  // cache; kRuntime where the file cannot be written, or the KV pool cannot take it now. Block; not from on_output.
+  int64_t save_prefix(Request request, const std::string& path);
+  int64_t load_prefix(const std::string& path, const std::optional<std::string>& cache_salt = {});
+
   // Counters and gauges by name, and histograms: NAME_count, NAME_sum, NAME_p50, NAME_p99 and NAME_le_BOUND (how many
   // were at most BOUND) for queue_time_seconds, time_to_first_token_seconds, inter_token_latency_seconds,
   // e2e_latency_seconds, batch_size, step_tokens and step_{admit,schedule,forward,commit,publish}_seconds.

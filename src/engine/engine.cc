@@ -182,6 +182,13 @@ PinnedPrefix Engine::pin(Request request) {
   return PinnedPrefix(std::make_unique<PinnedPrefix::Impl>(impl_->core, pin, tokens));
 }
 
+int64_t Engine::save_prefix(Request request, const std::string& path) {
+  return impl_->core->save_prefix(std::move(request), path);
+}
+int64_t Engine::load_prefix(const std::string& path, const std::optional<std::string>& cache_salt) {
+  return impl_->core->load_prefix(path, cache_salt);
+}
+
 std::string Engine::prometheus_metrics() const { return impl_->core->prometheus_metrics(); }
 std::map<std::string, double> Engine::stats() const { return impl_->core->stats(); }
 

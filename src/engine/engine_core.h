@@ -17,6 +17,7 @@
 #include <memory>
 #include <mutex>
 #include <optional>
+#include <span>
 #include <string>
 #include <string_view>
 #include <thread>
@@ -26,6 +27,7 @@
 #include "base/log.h"
 #include "engine/metrics.h"
 #include "engine/output_worker.h"
+#include "engine/prefix_file.h"
 #include "engine/request_preparer.h"
 #include "engine/request_state.h"
 #include "engine/step_clock.h"
@@ -72,6 +74,10 @@ class EngineCore {
   bool flush_cache();
   // Computes and holds a prompt; returns its number for unpin() and its tokens. Throws Error.
   std::pair<uint64_t, int64_t> pin(Request request);
+  // Computes a prompt, writes its whole blocks' K/V to a file, and reads them back into the cache. Return the number of
+  // tokens. Throw Error, see Engine.
+  int64_t save_prefix(Request request, const std::string& path);
+  int64_t load_prefix(const std::string& path, const std::optional<std::string>& cache_salt);
   void unpin(uint64_t pin);  // any thread, does not wait; nothing after the end of the engine
   std::map<std::string, double> stats() const;
   std::string prometheus_metrics() const;
@@ -150,6 +156,10 @@ class EngineCore {
   bool flush_between_steps();
 
   // Callers.
+  PrefixKey prefix_key() const;
+  // The K/V of a pin's whole blocks, and their tokens.
+  std::vector<std::byte> read_pinned(uint64_t pin, std::vector<int32_t>& tokens);
+  void check_prefix_bits(const std::string& path, std::span<const int32_t> tokens, std::span<const std::byte> kv);
   std::vector<std::string> register_states(const std::vector<std::shared_ptr<RequestState>>& states);
   void forget(const RequestState& state);
   bool ask(std::function<bool()> task);

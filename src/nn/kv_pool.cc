@@ -33,4 +33,22 @@ void KvPool::copy_blocks(std::span<const BlockCopy> copies) {
   for (const KvLayer& layer : layers_) backend_.copy_blocks(layer, copies);
 }
 
+void KvPool::read_block(int32_t block, std::byte* to) const {
+  TM_CHECK(block >= 0 && block < shape_.num_blocks);
+  for (const KvLayer& layer : layers_) {
+    const auto bytes = static_cast<size_t>(layer.block_bytes);
+    backend_.copy_to_host(to, layer.base + block * layer.block_bytes, bytes);
+    to += bytes;
+  }
+}
+
+void KvPool::write_block(int32_t block, const std::byte* from) {
+  TM_CHECK(block >= 0 && block < shape_.num_blocks);
+  for (const KvLayer& layer : layers_) {
+    const auto bytes = static_cast<size_t>(layer.block_bytes);
+    backend_.copy_from_host(layer.base + block * layer.block_bytes, from, bytes);
+    from += bytes;
+  }
+}
+
 }  // namespace tokenmill

@@ -36,6 +36,10 @@ class KvPool {
   // Copies token rows between blocks in every layer, in the order given.
   void copy_blocks(std::span<const BlockCopy> copies);
 
+  // One block of every layer, bytes_per_block() in all, layer after layer, to host memory and back.
+  void read_block(int32_t block, std::byte* to) const;
+  void write_block(int32_t block, const std::byte* from);
+
   // The whole reservation, for tests that poison it.
   std::span<std::byte> memory() const { return {memory_, bytes_}; }
   int64_t bytes_per_block() const { return bytes_per_block(backend_, shape_); }

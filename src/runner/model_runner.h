@@ -52,6 +52,12 @@ class ModelRunner {
   const Model& model() const;
   Backend& backend();
   int64_t kv_bytes_per_token() const;
+  // Bytes of one block over all layers, in the backend's layout, to host memory and back; between two steps only.
+  int64_t block_bytes() const;
+  void read_block(int32_t block, std::byte* to);
+  void write_block(int32_t block, const std::byte* from);
+  // The shape that these bytes have.
+  const KvPoolShape& kv_shape() const;
   // The whole KV pool, for tests that fill free blocks with NaN.
   std::span<std::byte> kv_memory();
   // Bytes of KV one block takes over all layers, for sizing the pool before a runner exists.

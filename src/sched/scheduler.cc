@@ -89,6 +89,36 @@ void Scheduler::Impl::unpin(uint64_t pin) {
   pinned.erase(found);
 }
 
+Scheduler::HeldPrefix Scheduler::Impl::held_by(uint64_t pin) const {
+  HeldPrefix held;
+  const auto found = pinned.find(pin);
+  if (found == pinned.end()) return held;
+  const RadixNode* node = found->second.node;
+  while (node && node->end % options.page_size != 0) node = node->parent;  // a tail that fills no block
+  if (!node) return held;
+  held.tokens.resize(static_cast<size_t>(node->end));
+  held.blocks.assign(found->second.blocks.begin(), found->second.blocks.begin() + node->end / options.page_size);
+  for (; !node->is_root(); node = node->parent) {
+    std::copy(node->tokens.begin(), node->tokens.end(), held.tokens.begin() + node->begin());
+  }
+  return held;
+}
+
+bool Scheduler::Impl::insert_prefix(const std::string& cache_namespace, TokenSpan tokens,
+                                    const std::function<void(std::span<const int32_t> blocks)>& fill) {
+  TM_CHECK(!in_flight && cache.enabled() && static_cast<int64_t>(tokens.size()) % options.page_size == 0);
+  PrefixLease lease;
+  if (!cache.acquire(static_cast<int64_t>(tokens.size()) / options.page_size, lease.blocks)) return false;
+  try {
+    fill(lease.blocks);
+  } catch (...) {
+    cache.abandon(lease);
+    throw;
+  }
+  cache.finish(cache_namespace, lease, tokens);
+  return true;
+}
+
 const Batch* Scheduler::Impl::schedule() {
   TM_CHECK(!in_flight);
   expire();
@@ -164,6 +194,11 @@ void Scheduler::fail(uint64_t step, const std::string& message) { impl_->fail(st
 std::vector<SequenceEvent> Scheduler::take_events() { return std::exchange(impl_->events, {}); }
 bool Scheduler::flush_cache() { return impl_->flush_cache(); }
 void Scheduler::unpin(uint64_t pin) { impl_->unpin(pin); }
+Scheduler::HeldPrefix Scheduler::held_by(uint64_t pin) const { return impl_->held_by(pin); }
+bool Scheduler::insert_prefix(const std::string& cache_namespace, std::span<const int32_t> tokens,
+                              const std::function<void(std::span<const int32_t> blocks)>& fill) {
+  return impl_->insert_prefix(cache_namespace, tokens, fill);
+}
 SchedulerStats Scheduler::stats() const { return impl_->stats(); }
 void Scheduler::check_integrity() const { impl_->check_integrity(); }
 

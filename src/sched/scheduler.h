@@ -91,6 +91,15 @@ class Scheduler {
   bool flush_cache();
   // Gives up the prefix that a sequence with this SequenceSpec::pin has left in the cache. Unknown pins are ignored.
   void unpin(uint64_t pin);
+  // What a pin holds in whole blocks: their ids and their tokens, in order. Empty: there is no such pin.
+  struct HeldPrefix {
+    std::vector<int32_t> blocks, tokens;
+  };
+  HeldPrefix held_by(uint64_t pin) const;
+  // Puts a prefix of whole blocks, computed elsewhere, into the cache as if a request had left it there: takes blocks,
+  // evicting as needed, and has them filled. False (nothing done): the pool cannot take it. Between two steps only.
+  bool insert_prefix(const std::string& cache_namespace, std::span<const int32_t> tokens,
+                     const std::function<void(std::span<const int32_t> blocks)>& fill);
   SchedulerStats stats() const;
   // Throws InvariantError naming what does not add up: every block is free, in the tree, or owned once; lock counts
   // equal the paths that hold them; no row reads a free block. O(tree).

@@ -129,3 +129,27 @@ def test_many_threads_and_loops_at_once(text_engine):
     for thread in threads:
         thread.join()
     assert wrong == []
+
+
+def test_saved_prefix(tmp_path):
+    path = tmp_path / "prefix"
+    with make_tiny(page_size=16) as engine:
+        computed = engine.generate(input_ids=IDS + [7], sampling_params={"max_new_tokens": 8, "temperature": 0})
+        assert engine.save_prefix(path, input_ids=IDS) == 96
+        with pytest.raises(TypeError, match="save_prefix takes one prompt"):
+            engine.save_prefix(path, input_ids=[IDS, IDS])
+        with pytest.raises(ValueError, match="fewer than page_size=16"):
+            engine.save_prefix(path, input_ids=[1, 2])
+        with pytest.raises(RuntimeError, match="could not be saved"):
+            engine.save_prefix(tmp_path / "no" / "folder", input_ids=IDS)
+    with make_tiny(page_size=16) as engine:
+        assert engine.load_prefix(path) == 96
+        loaded = engine.generate(input_ids=IDS + [7], sampling_params={"max_new_tokens": 8, "temperature": 0})
+        assert loaded["meta_info"]["cached_tokens"] == 96 and loaded["output_ids"] == computed["output_ids"]
+    with make_tiny(page_size=32) as engine:
+        with pytest.raises(ValueError, match="its page_size is 16, this engine's is 32"):
+            engine.load_prefix(path)
+    path.write_bytes(path.read_bytes()[:-1])
+    with make_tiny(page_size=16) as engine:
+        with pytest.raises(ValueError, match="cut or damaged"):
+            engine.load_prefix(str(path))

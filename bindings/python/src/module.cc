@@ -213,6 +213,14 @@ void bind_engine(nb::module_& module) {
            [](NativeEngine& self, int kind, nb::object prompt, const RequestOptions& options) {
              return self.pin(static_cast<PromptKind>(kind), prompt, options);
            })
+      .def("save_prefix",
+           [](NativeEngine& self, int kind, nb::object prompt, const RequestOptions& options, const std::string& path) {
+             return self.save_prefix(static_cast<PromptKind>(kind), prompt, options, path);
+           })
+      .def("load_prefix",
+           [](NativeEngine& self, const std::string& path, const std::optional<std::string>& cache_salt) {
+             return released(self, [&](Engine& e) { return e.load_prefix(path, cache_salt); });
+           })
       .def("abort",
            [](NativeEngine& self, const std::string& rid) { released(self, [&](Engine& e) { e.abort(rid); }); })
       .def("abort_all", [](NativeEngine& self) { released(self, [](Engine& e) { e.abort_all(); }); })

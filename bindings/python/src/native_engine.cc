@@ -207,14 +207,16 @@ void NativePin::release() {
   prefix_.reset();
 }
 
-NativePin NativeEngine::pin(PromptKind kind, nb::object prompt, const RequestOptions& options) {
+// Runs `work` on a request of its own thread while this one looks for signals; Ctrl-C aborts the request.
+template <class Work>
+auto NativeEngine::run_held(PromptKind kind, nb::object prompt, const RequestOptions& options, Work work) {
   Engine& engine = use();
   Request request = options.request;
   set_prompt(request, kind, prompt);
   const std::string rid = pin_rid();
   request.rid = rid;
-  std::future<PinnedPrefix> future =
-      std::async(std::launch::async, [&engine, request = std::move(request)] { return engine.pin(request); });
+  auto future =
+      std::async(std::launch::async, [&engine, &work, request = std::move(request)] { return work(engine, request); });
   bool ready = false;
   while (!ready) {
     {
@@ -229,7 +231,18 @@ NativePin NativeEngine::pin(PromptKind kind, nb::object prompt, const RequestOpt
     }
   }
   if (PyErr_Occurred() != nullptr) throw nb::python_error();
-  return NativePin(future.get());
+  return future.get();
+}
+
+NativePin NativeEngine::pin(PromptKind kind, nb::object prompt, const RequestOptions& options) {
+  return NativePin(run_held(kind, std::move(prompt), options,
+                            [](Engine& engine, const Request& request) { return engine.pin(request); }));
+}
+
+int64_t NativeEngine::save_prefix(PromptKind kind, nb::object prompt, const RequestOptions& options,
+                                  const std::string& path) {
+  return run_held(kind, std::move(prompt), options,
+                  [&path](Engine& engine, const Request& request) { return engine.save_prefix(request, path); });
 }
 
 }  // namespace tokenmill::python

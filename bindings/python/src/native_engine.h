@@ -108,8 +108,12 @@ class NativeEngine {
                     nb::object rids);
   // Waits until the prompt is computed; Ctrl-C ends that.
   NativePin pin(PromptKind kind, nb::object prompt, const RequestOptions& options);
+  int64_t save_prefix(PromptKind kind, nb::object prompt, const RequestOptions& options, const std::string& path);
 
  private:
+  template <class Work>
+  auto run_held(PromptKind kind, nb::object prompt, const RequestOptions& options, Work work);
+
   std::shared_ptr<Engine> engine_;
   std::shared_ptr<std::atomic<bool>> closing_ = std::make_shared<std::atomic<bool>>(false);
   std::unique_ptr<Submitter> submitter_ = std::make_unique<Submitter>();

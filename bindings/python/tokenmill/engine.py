@@ -54,6 +54,16 @@ class PinnedPrefix:
         self.release()
 
 
+def _one_prompt(method: str, prompt: Any, input_ids: Any, messages: Any, chat_template_kwargs: Optional[Dict[str, Any]],
+                fields: Dict[str, Any]) -> Tuple[Any, Any, Any]:
+    """Kind, prompt and options of a method that takes one prompt."""
+    fields = {**request_fields(fields), "chat_kwargs": json.dumps(chat_template_kwargs or {})}
+    prepared = prepare(prompt, None, input_ids, messages, fields)
+    if not prepared.single:
+        raise TypeError(f"{method} takes one prompt, got a list of them.")
+    return prepared.kind, prepared.prompts[0], prepared.options[0]
+
+
 class Engine:
     """A loaded model. Keyword arguments are ServerArgs' fields; only model_path is required.
 
@@ -328,12 +338,32 @@ class Engine:
         Requests that start with it find it there, whoever runs meanwhile. Pins may hold three quarters of the KV pool;
         raises ValueError beyond that, without a radix cache, and where the prompt cannot run.
         """
-        fields = {**request_fields({"lora_path": lora_path, "cache_salt": cache_salt}),
-                  "chat_kwargs": json.dumps(chat_template_kwargs or {})}
-        prepared = prepare(prompt, None, input_ids, messages, fields)
-        if not prepared.single:
-            raise TypeError("pin takes one prompt, got a list of them.")
-        return PinnedPrefix(self._native.pin(prepared.kind, prepared.prompts[0], prepared.options[0]))
+        return PinnedPrefix(self._native.pin(*_one_prompt("pin", prompt, input_ids, messages, chat_template_kwargs,
+                                                          {"lora_path": lora_path, "cache_salt": cache_salt})))
+
+    def save_prefix(self, path: Union[str, "os.PathLike[str]"], prompt: Optional[str] = None, input_ids: Any = None, *,
+                    messages: Any = None, chat_template_kwargs: Optional[Dict[str, Any]] = None) -> int:
+        """Computes one prompt (text, token ids or a conversation) and writes its K/V to a file, for load_prefix().
+
+        Returns the number of tokens saved: whole blocks of page_size. The file holds the prompt's token ids and can be
+        read by its owner only; an older file of that name is replaced once the new one is whole. Raises ValueError
+        where the prompt cannot run or fills no block, and without a radix cache; RuntimeError where the file cannot be
+        written.
+        """
+        saved: int = self._native.save_prefix(
+            *_one_prompt("save_prefix", prompt, input_ids, messages, chat_template_kwargs, {}), os.fspath(path))
+        return saved
+
+    def load_prefix(self, path: Union[str, "os.PathLike[str]"], cache_salt: Optional[str] = None) -> int:
+        """Puts the K/V of a file of save_prefix() into the cache, where requests that begin with its tokens find them.
+
+        Returns their number. They may be evicted as what any request has left there: pin() holds them. Raises
+        ValueError for a file of another model, dtype, page_size, code path or version, and for a damaged one: where
+        results repeat bit for bit, its first 64 tokens are computed again and must give the same bits. Raises
+        RuntimeError where the KV pool cannot take it now.
+        """
+        loaded: int = self._native.load_prefix(os.fspath(path), cache_salt)
+        return loaded
 
     def get_server_info(self) -> Dict[str, Any]:
         """Resolved arguments, sizes (max_total_num_tokens …), version, start-up timings, internal_states."""

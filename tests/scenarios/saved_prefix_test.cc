@@ -1,0 +1,202 @@
+// Prefixes in files: what is loaded gives the bits of what is computed, and what does not fit is refused by name.
+#include <gtest/gtest.h>
+#include <unistd.h>
+
+#include <filesystem>
+#include <fstream>
+#include <functional>
+#include <random>
+#include <sstream>
+
+#include "engine/prefix_file.h"
+#include "tokenmill/engine.h"
+
+namespace tokenmill::testing {
+namespace {
+
+namespace fs = std::filesystem;
+
+std::vector<int32_t> random_ids(uint64_t seed, size_t count) {
+  std::mt19937_64 random(seed);
+  std::vector<int32_t> ids(count);
+  for (int32_t& id : ids) id = static_cast<int32_t>(random() % 384);
+  return ids;
+}
+
+ServerArgs tiny_args(int64_t page_size) {
+  ServerArgs args;
+  args.model_path = std::string(TOKENMILL_TEST_DATA) + "/tiny/llama-tied";
+  args.skip_tokenizer_init = true;
+  args.log_level = "error";
+  args.num_threads = 1;
+  args.page_size = page_size;
+  args.max_total_tokens = 2048;
+  args.random_seed = 1;
+  return args;
+}
+
+Request prompt_of(std::vector<int32_t> ids) {
+  Request request;
+  request.input_ids = std::move(ids);
+  request.sampling_params.max_new_tokens = 16;
+  request.sampling_params.ignore_eos = true;
+  request.sampling_params.temperature = 0;
+  request.return_logprob = true;
+  return request;
+}
+
+std::vector<float> logprobs(const Output& output) {
+  std::vector<float> values;
+  for (const auto& entry : output.meta_info.output_token_logprobs) values.push_back(entry.logprob.value());
+  return values;
+}
+
+std::string message_of(const std::function<void()>& work) {
+  try {
+    work();
+  } catch (const Error& error) {
+    return error.what();
+  }
+  return "nothing was thrown";
+}
+
+std::string read_text(const std::string& path) {
+  std::ifstream in(path, std::ios::binary);
+  std::ostringstream text;
+  text << in.rdbuf();
+  return text.str();
+}
+
+void write_text(const std::string& path, const std::string& text) {
+  std::ofstream(path, std::ios::binary | std::ios::trunc) << text;
+}
+
+class SavedPrefix : public ::testing::TestWithParam<int> {
+ protected:
+  void SetUp() override {
+    folder_ = fs::temp_directory_path() / ("saved_prefix_" + std::to_string(::getpid()));
+    fs::create_directories(folder_);
+  }
+  void TearDown() override { fs::remove_all(folder_); }
+  std::string path(const char* name = "prefix") const { return (folder_ / name).string(); }
+
+  fs::path folder_;
+};
+INSTANTIATE_TEST_SUITE_P(PageSizes, SavedPrefix, ::testing::Values(1, 16, 32, 64));
+
+TEST_P(SavedPrefix, AnotherEngineGoesOnWithTheSameBits) {
+  const std::vector<int32_t> prefix = random_ids(1, 150);
+  std::vector<int32_t> whole = prefix;
+  for (const int32_t id : random_ids(2, 20)) whole.push_back(id);
+  const int64_t saved = 150 / GetParam() * GetParam();
+
+  Engine first(tiny_args(GetParam()));
+  const Output computed = first.generate(prompt_of(whole))[0];
+  EXPECT_EQ(computed.meta_info.cached_tokens, 0);
+  EXPECT_EQ(first.save_prefix(prompt_of(prefix), path()), saved);
+  first.shutdown();
+
+  Engine second(tiny_args(GetParam()));
+  EXPECT_EQ(second.load_prefix(path()), saved);
+  EXPECT_EQ(second.load_prefix(path(), "salt"), saved);
+  const Output loaded = second.generate(prompt_of(whole))[0];
+  EXPECT_EQ(loaded.meta_info.cached_tokens, saved);
+  EXPECT_EQ(loaded.output_ids, computed.output_ids);
+  EXPECT_EQ(logprobs(loaded), logprobs(computed));
+  Request salted = prompt_of(whole);
+  salted.cache_salt = "salt";
+  EXPECT_EQ(second.generate(salted)[0].meta_info.cached_tokens, saved);
+  salted.cache_salt = "another";
+  EXPECT_EQ(second.generate(salted)[0].meta_info.cached_tokens, 0);
+  // Again, over what is there already: nothing is held twice.
+  EXPECT_EQ(second.load_prefix(path()), saved);
+  EXPECT_TRUE(second.flush_cache());
+  const auto stats = second.stats();
+  EXPECT_EQ(stats.at("blocks_free"), stats.at("blocks_total"));
+}
+
+TEST_F(SavedPrefix, WhatDoesNotFitIsRefusedByName) {
+  {
+    Engine engine(tiny_args(32));
+    engine.save_prefix(prompt_of(random_ids(1, 100)), path());
+    EXPECT_EQ(fs::status(path()).permissions() & fs::perms::all, fs::perms::owner_read | fs::perms::owner_write);
+    EXPECT_NE(message_of([&] { engine.save_prefix(prompt_of(random_ids(1, 31)), path("short")); }).find("page_size=32"),
+              std::string::npos);
+    EXPECT_FALSE(fs::exists(path("short")));
+    const std::string nowhere = message_of([&] { engine.save_prefix(prompt_of(random_ids(1, 64)), path("no/where")); });
+    EXPECT_NE(nowhere.find("could not be saved to " + path("no/where")), std::string::npos) << nowhere;
+    EXPECT_NE(message_of([&] { engine.save_prefix(prompt_of({1, 2, 9999}), path()); }).find("9999"), std::string::npos);
+    EXPECT_EQ(std::distance(fs::directory_iterator(folder_), {}), 1);
+  }
+  const auto refused = [&](const std::function<void(ServerArgs&)>& change, const std::string& name) {
+    ServerArgs args = tiny_args(32);
+    change(args);
+    Engine engine(args);
+    const std::string message = message_of([&] { engine.load_prefix(path()); });
+    EXPECT_NE(message.find(name), std::string::npos) << message;
+    EXPECT_EQ(engine.generate(prompt_of(random_ids(1, 40)))[0].output_ids.size(), 16u);
+  };
+  refused([](ServerArgs& args) { args.page_size = 16; }, "its page_size is 32, this engine's is 16");
+  refused([](ServerArgs& args) { args.dtype = "float32"; }, "its dtype is \"auto\", this engine's is \"float32\"");
+  refused([](ServerArgs& args) { args.model_path = std::string(TOKENMILL_TEST_DATA) + "/tiny/llama-bias"; },
+          "its model is ");
+  refused([](ServerArgs& args) { args.json_model_override_args = R"({"rope_theta": 5000})"; }, "its model is ");
+  refused([](ServerArgs& args) { args.load_format = "dummy"; }, "its model is ");
+  refused([](ServerArgs& args) { args.disable_radix_cache = true; }, "disable_radix_cache");
+  refused([](ServerArgs& args) { args.max_total_tokens = 64; }, "cannot take them now");
+}
+
+TEST_F(SavedPrefix, DamagedFilesAreRefused) {
+  Engine engine(tiny_args(16));
+  engine.save_prefix(prompt_of(random_ids(1, 100)), path());
+  engine.flush_cache();
+  const std::string good = read_text(path());
+  const std::string bad = path("bad");
+  const auto refused = [&](const std::string& text, const std::string& part) {
+    write_text(bad, text);
+    const std::string message = message_of([&] { engine.load_prefix(bad); });
+    EXPECT_NE(message.find(bad), std::string::npos) << message;
+    EXPECT_NE(message.find(part), std::string::npos) << message;
+  };
+  for (const size_t size : {good.size() - 1, good.size() - 64, good.size() / 2, size_t{40}, size_t{20}, size_t{19}}) {
+    refused(good.substr(0, size), "cut or damaged");
+  }
+  for (const size_t place : {size_t{20}, size_t{60}, good.size() / 2, good.size() - 65, good.size() - 1}) {
+    std::string text = good;
+    text[place] = static_cast<char>(text[place] ^ 1);
+    refused(text, "cut or damaged");
+  }
+  refused(good + "x", "cut or damaged");
+  refused("tokenmill-prefix 2\n" + good, "another format");
+  refused("{}", "is no file of save_prefix()");
+  EXPECT_NE(message_of([&] { engine.load_prefix(path("missing")); }).find(path("missing")), std::string::npos);
+  EXPECT_NE(message_of([&] { engine.load_prefix(folder_.string()); }).find(folder_.string()), std::string::npos);
+
+  // Sound files whose content is not what this engine would write.
+  const auto forged = [&](const std::function<void(PrefixFile&, std::vector<std::byte>&)>& change) {
+    PrefixFile file = read_prefix_file(path());
+    std::vector<std::byte> kv(file.kv.begin(), file.kv.end());
+    change(file, kv);
+    file.kv = kv;
+    write_prefix_file(bad, file);
+    return message_of([&] { engine.load_prefix(bad); });
+  };
+  EXPECT_EQ(forged([](PrefixFile&, std::vector<std::byte>&) {}), "nothing was thrown");
+  EXPECT_NE(forged([](PrefixFile&, std::vector<std::byte>& kv) { kv[5] ^= std::byte{1}; }).find("other bits"),
+            std::string::npos);
+  EXPECT_NE(forged([](PrefixFile& file, std::vector<std::byte>&) { file.tokens[3] += 1; }).find("other bits"),
+            std::string::npos);
+  EXPECT_NE(forged([](PrefixFile& file, std::vector<std::byte>&) { file.tokens[3] = 1 << 20; }).find("damaged"),
+            std::string::npos);
+  EXPECT_NE(forged([](PrefixFile& file, std::vector<std::byte>&) { file.tokens.pop_back(); }).find("damaged"),
+            std::string::npos);
+  EXPECT_NE(forged([](PrefixFile&, std::vector<std::byte>& kv) { kv.pop_back(); }).find("damaged"), std::string::npos);
+  EXPECT_NE(forged([](PrefixFile& file, std::vector<std::byte>&) {
+              file.key["tokenmill version"] = "0.0";
+            }).find("its tokenmill version is \"0.0\""),
+            std::string::npos);
+  EXPECT_EQ(engine.generate(prompt_of(random_ids(1, 40)))[0].output_ids.size(), 16u);
+}
+
+}  // namespace
+}  // namespace tokenmill::testing

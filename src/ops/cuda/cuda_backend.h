@@ -67,7 +67,7 @@ class CudaBackend final : public Backend {
   void softcap(Matrix x, float cap) override;          // elementwise.cu
   int64_t kv_block_bytes(int32_t kv_heads, int32_t head_dim, int32_t page_size, DType dtype) const override;
   void copy_blocks(const KvLayer& kv, std::span<const BlockCopy> copies) override;                      // kv.cu
-  void sample(Matrix logits, std::span<const SamplingRow> rows, std::span<SampledToken> out) override;  // sample.cu
+  void sample(Matrix logits, std::span<const SamplingRow> rows, std::span<SampledToken> out) override;  // sample.cc
 
   int device() const { return device_; }
   cudaStream_t stream() const { return stream_->get(); }

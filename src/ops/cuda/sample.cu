@@ -3,15 +3,9 @@
 // Sums of weights are exact: a weight in [0, 1] is held as an integer number of 2^-shift, with the shift as large as
 // the vocabulary lets a 64-bit sum be. So neither the order of the threads nor the batch changes a result. The cut of
 // the ranking is found by radix selection over the weights' bits, ten at a time.
-#include <algorithm>
-#include <bit>
 #include <cmath>
-#include <limits>
 
-#include "base/check.h"
-#include "ops/cuda/cuda_backend.h"
-#include "ops/cuda/device_math.cuh"
-#include "ops/philox.h"
+#include "ops/cuda/sample_args.h"
 
 namespace tokenmill {
 namespace {
@@ -19,28 +13,6 @@ namespace {
 constexpr int kThreads = 1024;
 constexpr int kBins = 1024, kBinBits = 10;
 constexpr int kLevels = 3;  // 30 bits: those of every weight up to 1.0f
-
-struct List {
-  int32_t begin, count;
-};
-
-// A SamplingRow as the kernel reads it; lists are ranges of the step's id and value arrays.
-struct RowArgs {
-  float temperature, top_p, min_p;
-  int32_t top_k;
-  float frequency_penalty, presence_penalty, repetition_penalty;
-  double uniform;
-  List output, repeat, bias, banned, allowed;
-  bool has_allowed, edited, want_logprob, wants_log_sum;
-  List logprob_ids;
-  int32_t top_logprobs;
-  int32_t top_begin, ids_begin;  // places of the answers
-};
-
-struct RowOut {
-  int32_t token;
-  float logprob;
-};
 
 struct Peak {
   float value;
@@ -185,7 +157,7 @@ __device__ bool contains(const int32_t* sorted, int count, int32_t id) {
   return low < count && sorted[low] == id;
 }
 
-__device__ void edit(float* x, int vocab, const RowArgs& row, const int32_t* ids, const float* values) {
+__device__ void edit(float* x, int vocab, const SampleRowArgs& row, const int32_t* ids, const float* values) {
   for (int i = threadIdx.x; i < row.output.count; i += kThreads) {
     const int at = row.output.begin + i;
     // Each product and difference rounded, as the CPU does.
@@ -300,7 +272,7 @@ __device__ End walk(const float* weights, int vocab, int shift, int64_t count, d
   return {{weight, last_id}, whole.mass};
 }
 
-__device__ Cut find_cut(const float* weights, int vocab, int shift, const RowArgs& row, Shared& shared) {
+__device__ Cut find_cut(const float* weights, int vocab, int shift, const SampleRowArgs& row, Shared& shared) {
   Cut cut{0x1p-126f, INT32_MAX};
   const bool has_top_k = row.top_k > 0 && row.top_k < vocab, has_top_p = row.top_p < 1.0f;
   if (has_top_k || has_top_p) {
@@ -342,26 +314,12 @@ __device__ int32_t draw(const float* weights, int vocab, int shift, const Cut& c
   return shared.chosen_id;
 }
 
-struct SampleArgs {
-  float* logits;
-  int64_t stride;
-  int vocab, shift;
-  float* raw;  // [rows, vocab], for rows that want the chosen token's logprob after their logits were changed
-  const RowArgs* rows;
-  const int32_t* ids;
-  const float* values;
-  RowOut* out;
-  int32_t* top_ids;
-  float* top_logprobs;
-  float* ids_logprobs;
-};
-
 __global__ void __launch_bounds__(kThreads) sample_kernel(const SampleArgs args) {
   __shared__ Shared shared;
-  const RowArgs row = args.rows[blockIdx.x];
+  const SampleRowArgs row = args.rows[blockIdx.x];
   float* const x = args.logits + blockIdx.x * args.stride;
   float* const raw = args.raw + blockIdx.x * int64_t{args.vocab};
-  RowOut& out = args.out[blockIdx.x];
+  SampleRowOut& out = args.out[blockIdx.x];
   if (threadIdx.x == 0) out = {-1, 0.0f};
   // Edits can hide a NaN, so the raw logits are looked at first.
   Peak peak = find_peak(x, args.vocab, shared);
@@ -406,146 +364,11 @@ __global__ void __launch_bounds__(kThreads) sample_kernel(const SampleArgs args)
   }
 }
 
-// The rows' lists side by side, checked against the vocabulary.
-class RowLists {
- public:
-  explicit RowLists(int64_t vocab) : vocab_(vocab) {}
-
-  List add_ids(std::span<const int32_t> ids) {
-    const List list{static_cast<int32_t>(ids_.size()), static_cast<int32_t>(ids.size())};
-    for (const int32_t id : ids) add(id, 0);
-    return list;
-  }
-  template <class Value>
-  List add_pairs(std::span<const std::pair<int32_t, Value>> pairs) {
-    const List list{static_cast<int32_t>(ids_.size()), static_cast<int32_t>(pairs.size())};
-    for (const auto& [id, value] : pairs) add(id, static_cast<float>(value));
-    return list;
-  }
-  std::span<const int32_t> ids() const { return ids_; }
-  std::span<const float> values() const { return values_; }
-
- private:
-  void add(int32_t id, float value) {
-    TM_CHECK(id >= 0 && id < vocab_);
-    ids_.push_back(id);
-    values_.push_back(value);
-  }
-  int64_t vocab_;
-  std::vector<int32_t> ids_;
-  std::vector<float> values_;
-};
-
-// Ids of both lists are penalised once.
-std::vector<int32_t> repeated_ids(const TokenCounts& counts) {
-  std::vector<int32_t> ids;
-  for (const auto& [id, count] : counts.output_ids) ids.push_back(id);
-  ids.insert(ids.end(), counts.prompt_ids.begin(), counts.prompt_ids.end());
-  std::sort(ids.begin(), ids.end());
-  ids.erase(std::unique(ids.begin(), ids.end()), ids.end());
-  return ids;
-}
-
-RowArgs row_args(const SamplingRow& row, int64_t vocab, RowLists& lists) {
-  RowArgs args{};
-  args.temperature = row.temperature;
-  args.top_k = row.top_k;
-  args.top_p = row.top_p;
-  args.min_p = row.min_p;
-  args.uniform = row.temperature > 0 ? uniform_draw(row.seed, row.sample_index, row.position) : 0;
-  if (row.counts != nullptr) {
-    args.frequency_penalty = row.frequency_penalty;
-    args.presence_penalty = row.presence_penalty;
-    args.repetition_penalty = row.repetition_penalty;
-    args.output = lists.add_pairs(std::span<const std::pair<int32_t, int32_t>>(row.counts->output_ids));
-    if (row.repetition_penalty != 1.0f) args.repeat = lists.add_ids(repeated_ids(*row.counts));
-  }
-  if (row.logit_bias != nullptr)
-    args.bias = lists.add_pairs(std::span<const std::pair<int32_t, float>>(*row.logit_bias));
-  if (row.banned_ids != nullptr) args.banned = lists.add_ids(*row.banned_ids);
-  if (row.banned_ids_more != nullptr) {
-    const List more = lists.add_ids(*row.banned_ids_more);  // right behind the first list
-    args.banned = {row.banned_ids != nullptr ? args.banned.begin : more.begin, args.banned.count + more.count};
-  }
-  args.has_allowed = row.allowed_ids != nullptr;
-  if (args.has_allowed) args.allowed = lists.add_ids(*row.allowed_ids);
-  args.edited = row.counts != nullptr || row.logit_bias != nullptr || row.banned_ids != nullptr ||
-                row.banned_ids_more != nullptr || row.allowed_ids != nullptr;
-  args.want_logprob = row.want_logprob;
-  args.top_logprobs = static_cast<int32_t>(std::clamp<int64_t>(row.top_logprobs, 0, vocab));
-  if (row.logprob_ids != nullptr) args.logprob_ids = lists.add_ids(*row.logprob_ids);
-  args.wants_log_sum = row.want_logprob || args.top_logprobs > 0 || row.logprob_ids != nullptr;
-  return args;
-}
-
 }  // namespace
 
-void CudaBackend::sample(Matrix logits, std::span<const SamplingRow> rows, std::span<SampledToken> out) {
-  TM_CHECK(logits.rows == static_cast<int64_t>(rows.size()) && rows.size() == out.size() && logits.cols >= 1);
-  TM_CHECK(logits.dtype == DType::kF32 && logits.cols <= std::numeric_limits<int32_t>::max() - 8);
-  if (rows.empty()) return;
-  use_device();
-  const int64_t vocab = logits.cols;
-  RowLists lists(vocab);
-  std::vector<RowArgs> args;
-  size_t tops = 0, ids = 0;
-  bool keeps_raw = false;
-  for (const SamplingRow& row : rows) {
-    RowArgs& one = args.emplace_back(row_args(row, vocab, lists));
-    one.top_begin = static_cast<int32_t>(tops);
-    one.ids_begin = static_cast<int32_t>(ids);
-    tops += static_cast<size_t>(one.top_logprobs);
-    ids += static_cast<size_t>(one.logprob_ids.count);
-    keeps_raw = keeps_raw || (row.want_logprob && (one.edited || row.temperature > 0));
-  }
-  sample_upload_.begin();
-  const size_t rows_at = sample_upload_.add(std::span<const RowArgs>(args));
-  const size_t ids_at = sample_upload_.add(lists.ids());
-  const size_t values_at = sample_upload_.add(lists.values());
-  sample_upload_.send(stream());
-
-  // The answers in one piece: tokens, then the top ids, their logprobs and the asked ids' logprobs.
-  const size_t answer_bytes = rows.size() * sizeof(RowOut) + tops * 8 + ids * 4;
-  std::byte* const answers = sample_out_.get<std::byte>(answer_bytes, stream());
-  auto* const top_ids = reinterpret_cast<int32_t*>(answers + rows.size() * sizeof(RowOut));
-  auto* const top_logprobs = reinterpret_cast<float*>(top_ids + tops);
-  const size_t raw_floats = keeps_raw ? rows.size() * static_cast<size_t>(vocab) : 1;
-  const SampleArgs kernel{.logits = logits.row<float>(0),
-                          .stride = logits.stride,
-                          .vocab = static_cast<int>(vocab),
-                          .shift = 62 - std::bit_width(static_cast<uint64_t>(vocab)),
-                          .raw = sample_rows_.get<float>(raw_floats, stream()),
-                          .rows = sample_upload_.at<RowArgs>(rows_at),
-                          .ids = sample_upload_.at<int32_t>(ids_at),
-                          .values = sample_upload_.at<float>(values_at),
-                          .out = reinterpret_cast<RowOut*>(answers),
-                          .top_ids = top_ids,
-                          .top_logprobs = top_logprobs,
-                          .ids_logprobs = top_logprobs + tops};
-  sample_kernel<<<static_cast<unsigned>(rows.size()), kThreads, 0, stream()>>>(kernel);
+void launch_sample(const SampleArgs& args, unsigned rows, cudaStream_t stream) {
+  sample_kernel<<<rows, kThreads, 0, stream>>>(args);
   check_launch("sample");
-  std::byte* const host = pinned_.get(answer_bytes);
-  copy_to_host(host, answers, answer_bytes);
-
-  const auto* const host_rows = reinterpret_cast<const RowOut*>(host);
-  const auto* const host_top_ids = reinterpret_cast<const int32_t*>(host + rows.size() * sizeof(RowOut));
-  const auto* const host_tops = reinterpret_cast<const float*>(host_top_ids + tops);
-  const float* const host_ids = host_tops + tops;
-  for (size_t i = 0; i < rows.size(); ++i) {
-    out[i] = SampledToken{};
-    if (host_rows[i].token < 0) {
-      out[i].invalid = true;
-      continue;
-    }
-    out[i].token = host_rows[i].token;
-    out[i].logprob = host_rows[i].logprob;
-    for (int32_t j = args[i].top_begin; j < args[i].top_begin + args[i].top_logprobs; ++j) {
-      out[i].top_logprobs.emplace_back(host_top_ids[j], host_tops[j]);
-    }
-    for (int32_t j = 0; j < args[i].logprob_ids.count; ++j) {
-      out[i].ids_logprobs.emplace_back((*rows[i].logprob_ids)[static_cast<size_t>(j)], host_ids[args[i].ids_begin + j]);
-    }
-  }
 }
 
 }  // namespace tokenmill

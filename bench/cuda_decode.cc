@@ -2,7 +2,9 @@
 // decode step (plan, forward and logits as a recorded graph, greedy sampling, the copy back) and a prefill, beside the
 // read roof and the GEMM rate of the same run.
 //
-//   cuda_decode [layers] [decode|prefill]
+//   cuda_decode [layers] [decode|prefill|all] [deterministic] [stream=ROWS] [wide=ROWS]
+//
+// stream and wide: up to how many rows the kernels of stream_linear.h and wide_linear.h are used.
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
@@ -222,8 +224,8 @@ void prefill_table(Backend& ops, Shape& shape, int layers) {
   }
 }
 
-int run(int layers, const std::string& what) {
-  const auto backend = make_cuda_backend({});
+int run(int layers, const std::string& what, const CudaOptions& options) {
+  const auto backend = make_cuda_backend(options);
   std::printf("%s\n", backend->description().c_str());
   const double roof = measure_cuda_read_bandwidth(*backend, size_t{8} << 30);
   std::printf("read roof %.3f TB/s\n", roof / 1e12);
@@ -242,7 +244,20 @@ int run(int layers, const std::string& what) {
 
 int main(int argc, char** argv) {
   try {
-    return tokenmill::run(argc > 1 ? std::max(1, std::atoi(argv[1])) : 32, argc > 2 ? argv[2] : "");
+    tokenmill::CudaOptions options;
+    for (int i = 3; i < argc; ++i) {
+      const std::string option = argv[i];
+      if (option == "deterministic") {
+        options.deterministic = true;
+      } else if (option.starts_with("stream=")) {
+        options.stream_rows_max = std::stoi(option.substr(7));
+      } else if (option.starts_with("wide=")) {
+        options.wide_rows_max = std::stoi(option.substr(5));
+      } else {
+        throw std::runtime_error("no such option: " + option);
+      }
+    }
+    return tokenmill::run(argc > 1 ? std::max(1, std::atoi(argv[1])) : 32, argc > 2 ? argv[2] : "all", options);
   } catch (const std::exception& error) {
     std::fprintf(stderr, "cuda_decode: %s\n", error.what());
     return 1;

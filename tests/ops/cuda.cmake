@@ -1,1 +1,4 @@
-tm_test(ops_cuda_test SOURCES cuda_backend_test.cc ${CMAKE_SOURCE_DIR}/tests/models/naive_backend.cc LIBS tm_ops)
+tm_test(ops_cuda_test
+        SOURCES cuda_backend_test.cc cuda_invariant_test.cc cuda_small_test.cc
+                ${CMAKE_SOURCE_DIR}/tests/models/naive_backend.cc
+        LIBS tm_ops)

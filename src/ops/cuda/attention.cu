@@ -277,7 +277,9 @@ void launch_attend(const AttendArgs& args, dim3 grid, cudaStream_t stream, bool 
 }  // namespace
 
 bool CudaBackend::has_tensor_attention(const KvLayer& kv, int32_t q_heads) const {
-  return !deterministic_ && tensor_attention_supports(kv, q_heads / kv.kv_heads);
+  // One kernel for all numbers of new tokens, if bits must not depend on it.
+  return tensor_attention_supports(kv, q_heads / kv.kv_heads) &&
+         (!deterministic_ || (early_launch_ && hopper_attention_supports(kv)));
 }
 
 bool CudaBackend::attend_by_tensor_cores(const AttentionArgs& args) {
@@ -330,7 +332,7 @@ bool CudaBackend::attend_by_tensor_cores(const AttentionArgs& args) {
   }
   if (!schedule.many_items.empty()) {
     kernel.items = schedule.device_many_items;
-    if (early_launch_ && hopper_attention_supports(kernel)) {
+    if (early_launch_ && hopper_attention_supports(kv)) {
       launch_hopper_attention(kernel, kv.num_blocks, static_cast<int>(schedule.many_items.size()), stream());
       return true;
     }

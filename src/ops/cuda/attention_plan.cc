@@ -26,7 +26,9 @@ size_t schedule_size(size_t items) {
 }  // namespace
 
 void CudaBackend::StepPlan::fill_tensor(CudaAttentionSchedule& schedule, int num_sms) const {
-  const auto is_few = [&](const PlanRow& row) { return int64_t{row.q_len} * schedule.group <= kFewRowsMax; };
+  const auto is_few = [&](const PlanRow& row) {
+    return !one_split && int64_t{row.q_len} * schedule.group <= kFewRowsMax;
+  };
   int64_t keys_total = 0;
   for (const PlanRow& row : rows) {
     const int64_t units = (int64_t{row.q_len} * schedule.group + kTensorFewRows - 1) / kTensorFewRows;
@@ -105,7 +107,7 @@ void CudaBackend::StepPlan::fill(CudaAttentionSchedule& schedule, int num_sms) c
   } else {
     fill_plain(schedule, num_sms);
   }
-  if (!decode_only) return;
+  if (!decode_only || (schedule.tensor && one_split)) return;  // there as many items as rows
   const size_t size = schedule_size(schedule.items.size());
   schedule.items.resize(size, CudaAttentionItem{});
   schedule.num_units = schedule.num_partials = static_cast<int32_t>(size);

@@ -37,7 +37,7 @@ class CudaBackend final : public Backend {
   int num_threads() const override { return 1; }
   bool keeps_quantized() const override { return false; }
   DType product_input(Packing packing) const override {
-    return packing == Packing::kFloat32 || deterministic_ ? DType::kF32 : DType::kBF16;
+    return packing == Packing::kFloat32 ? DType::kF32 : DType::kBF16;
   }
   bool has_graphs() const override { return true; }
   void set_warning_sink(std::function<void(const std::string&)> sink) override {
@@ -97,18 +97,18 @@ class CudaBackend final : public Backend {
   };
   // x itself where it will do, else prepare_input() into scratch.
   PreparedInput input_of(Matrix x, const Norm* norm, const CudaWeight& weight);  // linear.cu
-  // False where stream_linear.h cannot do it.
+  // False where neither stream_linear.h nor wide_linear.h can do it, or is to.
   bool stream_product(Matrix x, const Norm* norm, const CudaWeight& weight, const CudaWeight* second,
                       Activation activation, bool add, Matrix out);
   void gemm(const CudaWeight& weight, PreparedInput x, int64_t rows, bool add, Matrix out);
-  template <class T>
+  template <class P, class T>  // the products' type and the output's
   void gated_gemm(const GatedLinearArgs& args, const CudaWeight& gate, const CudaWeight& up, PreparedInput x);
   // The same for deterministic inference.
-  void invariant_product(const CudaWeight& weight, const void* x, int64_t rows, bool add,
+  void invariant_product(const CudaWeight& weight, PreparedInput x, int64_t rows, bool add,
                          Matrix out);  // linear_invariant.cu
 
   int device_;
-  int gemv_rows_max_, stream_rows_max_;
+  int gemv_rows_max_, stream_rows_max_, wide_rows_max_;
   bool deterministic_;
   int num_sms_ = 0;
   bool early_launch_ = false;  // launch.cuh

@@ -14,6 +14,8 @@ struct CudaOptions {
   int gemv_rows_max = 4;
   // The same for the kernels of stream_linear.h (at most 32), which come first where they can be used.
   int stream_rows_max = 16;
+  // The same for those of wide_linear.h, for measuring: at 32 and 64 rows cuBLAS is faster.
+  int wide_rows_max = 0;
   // Kernels whose results for a row never depend on the step's other rows, bit for bit.
   bool deterministic = false;
 };

@@ -13,6 +13,7 @@
 #include "ops/cuda/launch.cuh"
 #include "ops/cuda/mma.cuh"
 #include "ops/cuda/tensor_map.h"
+#include "ops/cuda/wgmma.cuh"
 
 namespace tokenmill {
 namespace {
@@ -39,63 +40,6 @@ template <int kDim>
 constexpr int kGroupBytes = kDim / 64 * kBlockBytes;  // eight keys
 template <int kDim>
 constexpr int kTileBytes = kKeys / 8 * kGroupBytes<kDim>;
-
-// A matrix in shared memory: 128-byte rows, swizzled, groups of eight rows `stride` bytes apart. `leading`: bytes
-// between 64-column pieces, for matrices with neighbours along N.
-__device__ inline uint64_t descriptor(uint32_t address, uint32_t leading, uint32_t stride) {
-  return (uint64_t{address} & 0x3ffff) >> 4 | uint64_t{leading >> 4} << 16 | uint64_t{stride >> 4} << 32 |
-         uint64_t{1} << 62;
-}
-
-__device__ inline void fence_products() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
-__device__ inline void commit_products() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
-template <int kLeft>
-__device__ inline void wait_products() {
-  asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(kLeft) : "memory");
-}
-// Keeps the compiler from moving uses of registers that a product under way writes.
-template <int kCount>
-__device__ inline void pin(float (&values)[kCount]) {
-#pragma unroll
-  for (int i = 0; i < kCount; ++i) asm volatile("" : "+f"(values[i])::"memory");
-}
-
-#define TM_R8(a, i) "+f"(a[i]), "+f"(a[i + 1]), "+f"(a[i + 2]), "+f"(a[i + 3]), "+f"(a[i + 4]), "+f"(a[i + 5]), "+f"(a[i + 6]), "+f"(a[i + 7])
-
-// c (+)= a b^T: [64, 128] of rows of 16 columns, both in shared memory.
-__device__ inline void multiply_shared(float (&c)[64], uint64_t a, uint64_t b, int add) {
-  asm volatile(
-      "{\n.reg .pred p;\nsetp.ne.b32 p, %66, 0;\n"
-      "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 "
-      "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, %22, %23, "
-      "%24, %25, %26, %27, %28, %29, %30, %31, %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, "
-      "%46, %47, %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63}, "
-      "%64, %65, p, 1, 1, 0, 0;\n}"
-      : TM_R8(c, 0), TM_R8(c, 8), TM_R8(c, 16), TM_R8(c, 24), TM_R8(c, 32), TM_R8(c, 40), TM_R8(c, 48), TM_R8(c, 56)
-      : "l"(a), "l"(b), "r"(add));
-}
-// c += a b: a [64, 16] in registers, b [16, 128] or [16, 64] in shared memory with neighbours along N.
-__device__ inline void multiply_registers(float (&c)[64], const uint32_t (&a)[4], uint64_t b) {
-  asm volatile(
-      "{\n.reg .pred p;\nsetp.eq.b32 p, 0, 0;\n"
-      "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 "
-      "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, %22, %23, "
-      "%24, %25, %26, %27, %28, %29, %30, %31, %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, "
-      "%46, %47, %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63}, "
-      "{%64, %65, %66, %67}, %68, p, 1, 1, 1;\n}"
-      : TM_R8(c, 0), TM_R8(c, 8), TM_R8(c, 16), TM_R8(c, 24), TM_R8(c, 32), TM_R8(c, 40), TM_R8(c, 48), TM_R8(c, 56)
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
-}
-__device__ inline void multiply_registers(float (&c)[32], const uint32_t (&a)[4], uint64_t b) {
-  asm volatile(
-      "{\n.reg .pred p;\nsetp.eq.b32 p, 0, 0;\n"
-      "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 "
-      "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, %22, %23, "
-      "%24, %25, %26, %27, %28, %29, %30, %31}, "
-      "{%32, %33, %34, %35}, %36, p, 1, 1, 1;\n}"
-      : TM_R8(c, 0), TM_R8(c, 8), TM_R8(c, 16), TM_R8(c, 24)
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
-}
 
 __device__ inline void copy_page(uint32_t target, const CUtensorMap* map, int group, uint32_t barrier) {
   asm volatile(
@@ -171,6 +115,10 @@ __device__ void load_queries(const TensorAttentionArgs& args, const Unit& unit, 
 
 __device__ inline void sync_group(int group) { asm volatile("bar.sync %0, 128;" ::"r"(group + 1) : "memory"); }
 
+// The two groups take turns at the tensor cores, so that one's softmax runs beside the other's products.
+__device__ inline void wait_turn(int group) { asm volatile("bar.sync %0, 256;" ::"r"(group + 3) : "memory"); }
+__device__ inline void give_turn(int group) { asm volatile("bar.arrive %0, 256;" ::"r"(4 - group) : "memory"); }
+
 // What the keys past the end have for values may be NaN, and NaN times a weight of zero is NaN.
 template <int kDim>
 __device__ void zero_values(uint8_t* values, int first) {
@@ -183,14 +131,19 @@ __device__ void zero_values(uint8_t* values, int first) {
 
 struct Softmax {
   float peak[2] = {kLowest, kLowest}, total[2] = {};
+  int whole_below;  // keys before it are visible to all of the warp's rows
+
+  __device__ Softmax(const TensorAttentionArgs& args, const Unit& unit, int first_row) {
+    const int first_query = unit.past + (unit.item.first + first_row) / args.group;
+    const bool is_whole = first_row + 16 <= unit.count && args.window == 0;
+    whole_below = is_whole ? min(unit.end, first_query + 1) : 0;
+  }
 
   // Scores to weights, in place; `factors` is what sums of earlier tiles are to be scaled by.
   __device__ void apply(const TensorAttentionArgs& args, const Unit& unit, int first_row, int first_key,
                         float (&scores)[64], float (&factors)[2]) {
     const int g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
-    const int first_query = unit.past + (unit.item.first + first_row) / args.group;
-    const bool masked =
-        first_key + kKeys > min(unit.end, first_query + 1) || first_row + 16 > unit.count || args.window > 0;
+    const bool masked = first_key + kKeys > whole_below;
     const float scale = args.softcap > 0 ? kLog2e : args.scale * kLog2e;
     if (args.softcap > 0) {
 #pragma unroll
@@ -342,7 +295,7 @@ __global__ void __launch_bounds__(kThreads, 1) hopper_attention_kernel(const __g
   const uint32_t key_address = shared_address(keys), value_address = shared_address(values);
   float sums[kDim / 2] = {}, scores[64], factors[2];
   uint32_t weights[kKeys / 16][4];
-  Softmax softmax;
+  Softmax softmax(attention, unit, first_row);
   int stage = 0, parity = 0;
   const bool first_of_warp = threadIdx.x % 32 == 0;
   int first_key = unit.begin + (unit.tiles - 1) * kKeys;
@@ -353,7 +306,10 @@ __global__ void __launch_bounds__(kThreads, 1) hopper_attention_kernel(const __g
     sync_group(group);
   }
   wait_barrier(key_full, 0);
+  if (group == 1) give_turn(group);
+  wait_turn(group);
   multiply_keys<kDim>(scores, query_address, key_address);
+  if (group == 0 || unit.tiles > 1) give_turn(group);  // nobody waits for the last turn's end
   wait_products<0>();
   pin(scores);
   if (first_of_warp) arrive(key_empty);
@@ -364,9 +320,11 @@ __global__ void __launch_bounds__(kThreads, 1) hopper_attention_kernel(const __g
     const int next_stage = (stage + 1) % kStages, next_parity = next_stage == 0 ? parity ^ 1 : parity;
     first_key -= kKeys;
     wait_barrier(key_full + 8 * next_stage, next_parity);
+    wait_turn(group);
     multiply_keys<kDim>(scores, query_address, key_address + next_stage * kTileBytes<kDim>);
     wait_barrier(value_full + 8 * stage, parity);
     multiply_values<kDim>(sums, weights, value_address + stage * kTileBytes<kDim>);
+    if (group == 0 || tile > 1) give_turn(group);
     wait_products<1>();
     pin(scores);
     if (first_of_warp) arrive(key_empty + 8 * next_stage);
@@ -399,18 +357,17 @@ void launch(const HopperArgs& args, int num_items, cudaStream_t stream) {
 
 }  // namespace
 
-bool hopper_attention_supports(const TensorAttentionArgs& args) {
+bool hopper_attention_supports(const KvLayer& kv) {
   static const bool is_built = has_body(reinterpret_cast<const void*>(hopper_attention_kernel<128>));
   if (!is_built) return false;
-  const int page = 1 << args.page_shift;
-  return page >= 8 && page <= kKeys && args.block_bytes % (args.head_dim * 2) == 0;
+  return kv.page_size >= 8 && kv.page_size <= kKeys && kv.block_bytes % (kv.head_dim * 2) == 0;
 }
 
 void launch_hopper_attention(const TensorAttentionArgs& args, int64_t num_blocks, int num_items, cudaStream_t stream) {
   const int page = 1 << args.page_shift;
   const int64_t rows_per_block = args.block_bytes / (args.head_dim * 2), rows = num_blocks * rows_per_block;
-  TM_CHECK(hopper_attention_supports(args) && rows < (int64_t{1} << 31));
-  HopperArgs kernel{.kv = row_groups_map(args.kv, rows, args.head_dim, page),
+  TM_CHECK(page >= 8 && page <= kKeys && rows < (int64_t{1} << 31));
+  HopperArgs kernel{.kv = row_groups_map(args.kv, rows, args.head_dim, page, args.head_dim / 64),
                     .attention = args,
                     .page = page,
                     .rows_per_block = static_cast<int>(rows_per_block),

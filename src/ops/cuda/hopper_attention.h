@@ -5,8 +5,10 @@
 
 namespace tokenmill {
 
-// Units of kTensorManyRows rows, one block each a KV head. num_blocks: of the KV memory. Pages of 8 to 64 keys.
-bool hopper_attention_supports(const TensorAttentionArgs& args);
+// Whether this card can, and the layer's pages will do (8 keys or more), besides what tensor_attention.h asks for.
+bool hopper_attention_supports(const KvLayer& kv);
+// Units of kTensorManyRows rows, one block each a KV head. num_blocks: of the KV memory. A row's bits depend on its own
+// sequence only: tiles of keys begin at multiples of one length, and what a row does not see leaves its sums alone.
 void launch_hopper_attention(const TensorAttentionArgs& args, int64_t num_blocks, int num_items, cudaStream_t stream);
 
 }  // namespace tokenmill

@@ -1,12 +1,14 @@
 // Products with weights: stream_linear.h for few rows where it can, else for very few the plain streaming kernel below,
-// and cuBLAS for more. Sums in fp32.
+// and cuBLAS for more. In deterministic inference wide_linear.h where it can. Sums in fp32.
 #include <algorithm>
 
 #include "base/check.h"
+#include "ops/cuda/activation.cuh"
 #include "ops/cuda/cuda_backend.h"
 #include "ops/cuda/device_math.cuh"
 #include "ops/cuda/launch.cuh"
 #include "ops/cuda/stream_linear.h"
+#include "ops/cuda/wide_linear.h"
 
 namespace tokenmill {
 namespace {
@@ -15,11 +17,6 @@ constexpr int kGemvWarps = 4;
 constexpr int kUnroll = 4;                                // 16-byte loads in flight of each weight row and lane
 constexpr int64_t kRoundRowsMax = 2;                      // so few rows are rounded by the streaming kernel itself
 constexpr int64_t kProductFloatsMax = int64_t{64} << 20;  // of one of a gated layer's two products
-
-__device__ inline float activate(Activation activation, float x) {
-  if (activation == Activation::kSilu) return x / (1.0f + expf(-x));
-  return 0.5f * x * (1.0f + tanhf(0.7978845608028654f * (x + 0.044715f * x * x * x)));
-}
 
 // Weights are read once: they must not push the input out of L1.
 __device__ inline uint4 stream_load(const void* address) {
@@ -174,31 +171,36 @@ __global__ void add_bias_kernel(float* out, int64_t stride, int64_t cols, const 
   if (col < cols) out[blockIdx.y * stride + col] += bias[col];
 }
 
-// out = act(gate) * up. fp32: gate is out; bf16: both are products rounded to bf16.
-template <class T>
-__global__ void gate_kernel(const T* gate, int64_t gate_stride, const T* up, int64_t cols, const float* gate_bias,
-                            const float* up_bias, Activation activation, T* out, int64_t out_stride) {
-  constexpr int kVector = 16 / sizeof(T);
-  const int64_t row = blockIdx.y, first = (blockIdx.x * int64_t{256} + threadIdx.x) * kVector;
-  const auto value = [&](int64_t col, T gate_value, T up_value) {
+template <class T, int kCount>
+struct alignas(sizeof(T) * kCount) Run {
+  T values[kCount];
+};
+
+// out = act(gate) * up; gate and up [rows, cols].
+template <class P, class T>
+__global__ void gate_kernel(const P* gate, const P* up, int64_t cols, const float* gate_bias, const float* up_bias,
+                            Activation activation, T* out, int64_t out_stride) {
+  constexpr int kCount = 16 / sizeof(P);
+  const int64_t row = blockIdx.y, first = (blockIdx.x * int64_t{256} + threadIdx.x) * kCount;
+  const auto value = [&](int64_t col, P gate_value, P up_value) {
     const float g = to_float(gate_value) + (gate_bias != nullptr ? gate_bias[col] : 0.0f);
     const float u = to_float(up_value) + (up_bias != nullptr ? up_bias[col] : 0.0f);
     return from_float<T>(activate(activation, g) * u);
   };
-  gate += row * gate_stride;
+  gate += row * cols;
   up += row * cols;
   out += row * out_stride;
-  const bool aligned = cols % kVector == 0 && gate_stride % kVector == 0 && out_stride % kVector == 0;
-  if (aligned && first < cols) {
-    alignas(16) T a[kVector], b[kVector];
-    *reinterpret_cast<uint4*>(a) = *reinterpret_cast<const uint4*>(gate + first);
-    *reinterpret_cast<uint4*>(b) = *reinterpret_cast<const uint4*>(up + first);
+  if (cols % kCount == 0 && out_stride % kCount == 0 && reinterpret_cast<uintptr_t>(out) % sizeof(Run<T, kCount>) == 0) {
+    if (first >= cols) return;
+    const auto a = *reinterpret_cast<const Run<P, kCount>*>(gate + first);
+    const auto b = *reinterpret_cast<const Run<P, kCount>*>(up + first);
+    Run<T, kCount> c;
 #pragma unroll
-    for (int i = 0; i < kVector; ++i) a[i] = value(first + i, a[i], b[i]);
-    *reinterpret_cast<uint4*>(out + first) = *reinterpret_cast<uint4*>(a);
+    for (int i = 0; i < kCount; ++i) c.values[i] = value(first + i, a.values[i], b.values[i]);
+    *reinterpret_cast<Run<T, kCount>*>(out + first) = c;
     return;
   }
-  for (int64_t col = first; col < min(first + kVector, cols); ++col) out[col] = value(col, gate[col], up[col]);
+  for (int64_t col = first; col < min(first + kCount, cols); ++col) out[col] = value(col, gate[col], up[col]);
 }
 
 constexpr int64_t kGridYMax = 65535;
@@ -217,8 +219,8 @@ bool is_aligned(const void* pointer) { return reinterpret_cast<uintptr_t>(pointe
 // Row-major out [rows, n] is column-major [n, rows]: out^T = W x^T. Without the bias.
 void CudaBackend::gemm(const CudaWeight& weight, PreparedInput x, int64_t rows, bool add, Matrix out) {
   if (deterministic_) {
-    TM_CHECK(x.stride == weight.stride && out.dtype == DType::kF32);
-    return invariant_product(weight, x.data, rows, add, out);
+    TM_CHECK(out.dtype == DType::kF32);
+    return invariant_product(weight, x, rows, add, out);
   }
   const float alpha = 1, beta = add ? 1.0f : 0.0f;
   const cudaDataType_t type = weight.is_float ? CUDA_R_32F : CUDA_R_16BF;
@@ -242,7 +244,7 @@ CudaBackend::PreparedInput CudaBackend::input_of(Matrix x, const Norm* norm, con
 
 bool CudaBackend::stream_product(Matrix x, const Norm* norm, const CudaWeight& weight, const CudaWeight* second,
                                  Activation activation, bool add, Matrix out) {
-  if (!early_launch_ || x.rows > stream_rows_max_ || weight.is_float || weight.stride != weight.k) return false;
+  if (!early_launch_ || weight.is_float || weight.stride != weight.k) return false;
   StreamProduct product{.weight = bf16_of(weight),
                         .second = second != nullptr ? bf16_of(*second) : nullptr,
                         .bias = weight.bias,
@@ -260,15 +262,26 @@ bool CudaBackend::stream_product(Matrix x, const Norm* norm, const CudaWeight& w
                         .out = out.dtype == DType::kF32 ? out.row<float>(0) : nullptr,
                         .out_bf16 = out.dtype == DType::kBF16 ? out.row<uint16_t>(0) : nullptr,
                         .out_stride = out.stride};
-  if (!can_stream(product)) {
-    const PreparedInput prepared = input_of(x, norm, weight);
-    product.x = prepared.data;
-    product.x_float = false;
-    product.x_stride = prepared.stride;
-    product.norm = nullptr;
-    if (!can_stream(product)) return false;
+  StreamProduct ready = product;  // as input_of() leaves it
+  ready.x = nullptr;
+  ready.x_float = false;
+  ready.x_stride = weight.stride;
+  ready.norm = nullptr;
+  const bool streams = x.rows <= stream_rows_max_;
+  const bool widens = (deterministic_ || x.rows <= wide_rows_max_) && can_widen(ready);
+  if (streams && can_stream(product)) {
+    launch_stream_product(product, num_sms_, stream());
+    return true;
   }
-  launch_stream_product(product, num_sms_, stream());
+  if (!widens && !(streams && can_stream(ready))) return false;
+  const PreparedInput prepared = input_of(x, norm, weight);
+  ready.x = prepared.data;
+  ready.x_stride = prepared.stride;
+  if (streams && can_stream(ready)) {
+    launch_stream_product(ready, num_sms_, stream());
+  } else {
+    launch_wide_product(ready, num_sms_, stream());
+  }
   return true;
 }
 
@@ -348,27 +361,28 @@ void CudaBackend::gated_linear(const GatedLinearArgs& args) {
     return gate.is_float ? launch_gemv<float, float, true>(gemv, stream(), early_launch_)
                          : launch_gemv<uint16_t, uint16_t, true>(gemv, stream(), early_launch_);
   }
-  if (args.out.dtype == DType::kBF16) return gated_gemm<uint16_t>(args, gate, up, x);
-  gated_gemm<float>(args, gate, up, x);
+  if (args.out.dtype == DType::kF32) return gated_gemm<float, float>(args, gate, up, x);
+  if (deterministic_) return gated_gemm<float, uint16_t>(args, gate, up, x);
+  gated_gemm<uint16_t, uint16_t>(args, gate, up, x);
 }
 
-// Both products, then the gate over them. With a bf16 output both are rounded to bf16 on the way.
-template <class T>
+// Both products, then the gate over them.
+template <class P, class T>
 void CudaBackend::gated_gemm(const GatedLinearArgs& args, const CudaWeight& gate, const CudaWeight& up,
                              PreparedInput x) {
-  constexpr DType kType = sizeof(T) == 2 ? DType::kBF16 : DType::kF32;
+  constexpr DType kType = sizeof(P) == 2 ? DType::kBF16 : DType::kF32;
   const int64_t rows = args.x.rows, size = gate.is_float ? 4 : 2;
   const int64_t chunk = std::clamp<int64_t>(kProductFloatsMax / gate.n, 1, std::min(rows, kGridYMax));
   const int64_t cells = (chunk * gate.n + 7) / 8 * 8;
-  T* const products = product_.get<T>(static_cast<size_t>(2 * cells), stream());
+  P* const products = product_.get<P>(static_cast<size_t>(2 * cells), stream());
   for (int64_t first = 0; first < rows; first += chunk) {
     const int64_t count = std::min(chunk, rows - first);
     const Matrix out = args.out.slice_rows(first, count);
     const PreparedInput part{static_cast<const std::byte*>(x.data) + first * x.stride * size, x.stride};
     gemm(gate, part, count, false, {products, count, gate.n, gate.n, kType});
     gemm(up, part, count, false, {products + cells, count, gate.n, gate.n, kType});
-    gate_kernel<T><<<cell_grid(count, gate.n, 16 / sizeof(T)), 256, 0, stream()>>>(
-        products, gate.n, products + cells, gate.n, gate.bias, up.bias, args.activation, out.row<T>(0), out.stride);
+    gate_kernel<P, T><<<cell_grid(count, gate.n, 16 / sizeof(P)), 256, 0, stream()>>>(
+        products, products + cells, gate.n, gate.bias, up.bias, args.activation, out.row<T>(0), out.stride);
     check_launch("gate");
   }
 }

@@ -1,5 +1,5 @@
-// Products whose bits for a row depend on nothing but that row and the weight: deterministic inference. One sum an
-// output in one order over K, whatever the tile, and so whatever the number of rows.
+// Products whose bits for a row depend on nothing but that row and the weight: deterministic inference where
+// wide_linear.h cannot. One sum an output in one order over K, whatever the tile, and so whatever the number of rows.
 //
 // bf16: mma.sync m16n8k16 steps in order of K, which every tile shape here takes alike. fp32: one chain of fused
 // multiply-adds. Neither splits K.
@@ -11,8 +11,8 @@ namespace {
 
 struct ProductArgs {
   const void* weight;  // [n, stride]
-  const void* x;       // [rows, stride], padding zero
-  int64_t stride;
+  const void* x;       // [rows, x_stride], zeros from k to stride
+  int64_t stride, x_stride;
   int64_t n, rows;
   bool add;
   float* out;
@@ -66,7 +66,8 @@ struct Tiling {
       const int64_t index = is_x ? row0 + line : col0 + line - kM;
       const bool inside = k < args.stride && index < (is_x ? args.rows : args.n);
       const auto* const base = static_cast<const uint16_t*>(is_x ? args.x : args.weight);
-      copy_async(stage + line * kStride + i % kPieces * 8, inside ? base + index * args.stride + k : base, inside);
+      const int64_t at = index * (is_x ? args.x_stride : args.stride) + k;
+      copy_async(stage + line * kStride + i % kPieces * 8, inside ? base + at : base, inside);
     }
     asm volatile("cp.async.commit_group;");
   }
@@ -144,17 +145,17 @@ __global__ void __launch_bounds__(256) f32_product_kernel(const ProductArgs args
   __shared__ float x[kK][kM + 1], weight[kK][kN + 1];
   const int64_t row0 = blockIdx.y * int64_t{kM}, col0 = blockIdx.x * int64_t{kN};
   const int thread_row = threadIdx.x / 16, thread_col = threadIdx.x % 16;
-  const auto load = [&](const void* source, int64_t index, int64_t limit, int64_t k) {
-    return index < limit && k < args.stride ? static_cast<const float*>(source)[index * args.stride + k] : 0.0f;
+  const auto load = [&](const void* source, int64_t stride, int64_t index, int64_t limit, int64_t k) {
+    return index < limit && k < args.stride ? static_cast<const float*>(source)[index * stride + k] : 0.0f;
   };
   float sums[kRows][kCols] = {};
   for (int64_t k0 = 0; k0 < args.stride; k0 += kK) {
     __syncthreads();
     for (int i = threadIdx.x; i < kM * kK; i += 256) {
-      x[i % kK][i / kK] = load(args.x, row0 + i / kK, args.rows, k0 + i % kK);
+      x[i % kK][i / kK] = load(args.x, args.x_stride, row0 + i / kK, args.rows, k0 + i % kK);
     }
     for (int i = threadIdx.x; i < kN * kK; i += 256) {
-      weight[i % kK][i / kK] = load(args.weight, col0 + i / kK, args.n, k0 + i % kK);
+      weight[i % kK][i / kK] = load(args.weight, args.stride, col0 + i / kK, args.n, k0 + i % kK);
     }
     __syncthreads();
 #pragma unroll
@@ -186,10 +187,11 @@ void launch_f32(const ProductArgs& args, cudaStream_t stream) {
 
 }  // namespace
 
-void CudaBackend::invariant_product(const CudaWeight& weight, const void* x, int64_t rows, bool add, Matrix out) {
+void CudaBackend::invariant_product(const CudaWeight& weight, PreparedInput x, int64_t rows, bool add, Matrix out) {
   const ProductArgs args{.weight = weight.memory.data(),
-                         .x = x,
+                         .x = x.data,
                          .stride = weight.stride,
+                         .x_stride = x.stride,
                          .n = weight.n,
                          .rows = rows,
                          .add = add,

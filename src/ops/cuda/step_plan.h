@@ -42,7 +42,8 @@ struct CudaBackend::StepPlan {
   std::vector<int32_t> tokens, positions, sampled;                    // as they were sent, to know them again
   const int32_t *batch_tokens = nullptr, *batch_positions = nullptr;  // the batch's own arrays, for the same end
   bool decode_only = false;                                           // every row has one token
-  bool one_split = false;      // for deterministic inference: where keys are split depends on the whole step
+  bool one_split = false;      // for deterministic inference: where keys are split depends on the whole step, and
+                               // which kernel on the number of new tokens
   std::vector<int32_t> slots;  // [num_tokens] block * page_size + row inside the block
 
   PackedUpload upload;

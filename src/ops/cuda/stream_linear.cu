@@ -14,6 +14,7 @@
 #include <algorithm>
 
 #include "base/check.h"
+#include "ops/cuda/activation.cuh"
 #include "ops/cuda/device_math.cuh"
 #include "ops/cuda/hopper.cuh"
 #include "ops/cuda/launch.cuh"
@@ -47,11 +48,6 @@ struct StreamArgs {
   int64_t out_stride;
   int stages, stage_bytes;
 };
-
-__device__ inline float activate(Activation activation, float x) {
-  if (activation == Activation::kSilu) return x / (1.0f + expf(-x));
-  return 0.5f * x * (1.0f + tanhf(0.7978845608028654f * (x + 0.044715f * x * x * x)));
-}
 
 __device__ inline void sync_multipliers() { asm volatile("bar.sync 1, %0;" ::"n"(kThreads) : "memory"); }
 

@@ -46,12 +46,18 @@ CUtensorMap pieces_map(const void* data, int64_t rows, int64_t cols, int64_t str
   return encode(data, 3, sizes, strides, box);
 }
 
-CUtensorMap row_groups_map(const void* data, int64_t rows, int64_t cols, int box_rows) {
+CUtensorMap columns_map(const void* data, int64_t rows, int64_t cols, int64_t stride, int box_rows, int pieces) {
+  const cuuint64_t sizes[3] = {64, static_cast<cuuint64_t>(rows), static_cast<cuuint64_t>(cols / 64)};
+  const cuuint64_t strides[2] = {static_cast<cuuint64_t>(stride * 2), 128};
+  const cuuint32_t box[3] = {64, static_cast<cuuint32_t>(box_rows), static_cast<cuuint32_t>(pieces)};
+  return encode(data, 3, sizes, strides, box);
+}
+
+CUtensorMap row_groups_map(const void* data, int64_t rows, int64_t cols, int box_rows, int pieces) {
   const cuuint64_t row_bytes = static_cast<cuuint64_t>(cols * 2);
-  const cuuint32_t pieces = static_cast<cuuint32_t>(cols / 64);
-  const cuuint64_t sizes[4] = {64, 8, pieces, static_cast<cuuint64_t>(rows / 8)};
+  const cuuint64_t sizes[4] = {64, 8, static_cast<cuuint64_t>(cols / 64), static_cast<cuuint64_t>(rows / 8)};
   const cuuint64_t strides[3] = {row_bytes, 128, 8 * row_bytes};
-  const cuuint32_t box[4] = {64, 8, pieces, static_cast<cuuint32_t>(box_rows / 8)};
+  const cuuint32_t box[4] = {64, 8, static_cast<cuuint32_t>(pieces), static_cast<cuuint32_t>(box_rows / 8)};
   return encode(data, 4, sizes, strides, box);
 }
 

@@ -1,0 +1,457 @@
+// Weights are the 64-row operand of wgmma, the input's rows the other one; both come by tensor copies into a ring of
+// stages that one warp keeps filled.
+//
+// K is cut into four slices wherever a product is made. Up to 64 rows the four blocks of a cluster take one each of a
+// tile of 64 weight rows, so that the slices are summed through the cluster's shared memory and 64 tiles are enough to
+// keep all multiprocessors reading. With more rows a block goes through all four itself, for 128 weight rows and 128
+// rows of input. Within a slice sums run in order of K, and slices are added in their order: a row's bits depend
+// neither on the kernel nor on the other rows.
+//
+// A gated tile has 32 rows of gate and 32 of up for every 64, which meet where the sums are finished.
+#include "ops/cuda/wide_linear.h"
+
+#include <algorithm>
+#include <atomic>
+
+#include "base/check.h"
+#include "ops/cuda/activation.cuh"
+#include "ops/cuda/device_math.cuh"
+#include "ops/cuda/hopper.cuh"
+#include "ops/cuda/launch.cuh"
+#include "ops/cuda/mma.cuh"
+#include "ops/cuda/tensor_map.h"
+#include "ops/cuda/wgmma.cuh"
+
+namespace tokenmill {
+namespace {
+
+constexpr int kSlices = 4;  // of K, and blocks of a cluster
+constexpr int kStagesMax = 8;
+// As in stream_linear.cu: one block a multiprocessor, and room for one of attention's beside it.
+constexpr size_t kSharedBytes = size_t{154} << 10;
+
+struct WideArgs {
+  CUtensorMap weight, second, x;
+  const float *bias, *second_bias;
+  int k, n, rows;
+  bool gated, add, aligned_out;
+  Activation activation;
+  float* out;
+  uint16_t* out_bf16;
+  int64_t out_stride;
+  int stages;
+};
+
+// kTokens rows of input, kGroups times 64 weight rows, kPieces times 64 of K a stage.
+template <int kTokensIn, int kGroupsIn, int kPiecesIn, bool kClusteredIn>
+struct Shape {
+  static constexpr int kTokens = kTokensIn, kGroups = kGroupsIn, kPieces = kPiecesIn;
+  static constexpr bool kClustered = kClusteredIn;
+  static constexpr int kRows = 64 * kGroups, kThreads = 128 * kGroups;
+  static constexpr int kGroupBytes = 64 * kPieces * 128;  // of weights, [8][kPieces][8][64]
+  static constexpr int kInputBytes = kTokens * kPieces * 128;  // [kPieces][kTokens][64]
+  static constexpr int kStageBytes = kGroups * kGroupBytes + kInputBytes;
+  static constexpr int kSumStride = kRows + 4;  // floats: a warp's sums fall into 32 banks
+  static constexpr size_t kSumBytes = size_t{4} * kTokens * kSumStride;
+};
+
+#if __CUDA_ARCH_FEAT_SM90_ALL
+
+__device__ inline void copy_weight_box(uint32_t target, const CUtensorMap* map, int piece, int group, uint32_t barrier,
+                                       uint64_t policy) {
+  asm volatile(
+      "cp.async.bulk.tensor.4d.shared::cluster.global.tile.mbarrier::complete_tx::bytes.L2::cache_hint "
+      "[%0], [%1, {%2, %2, %3, %4}], [%5], %6;" ::"r"(target),
+      "l"(map), "r"(0), "r"(piece), "r"(group), "r"(barrier), "l"(policy)
+      : "memory");
+}
+
+__device__ inline uint32_t cluster_address(uint32_t address, int rank) {
+  uint32_t there;
+  asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(address), "r"(rank));
+  return there;
+}
+__device__ inline void arrive_there(uint32_t barrier, int rank) {
+  asm volatile("mbarrier.arrive.release.cluster.shared::cluster.b64 _, [%0];" ::"r"(cluster_address(barrier, rank))
+               : "memory");
+}
+__device__ inline void wait_cluster_barrier(uint32_t barrier, uint32_t parity) {
+  asm volatile(
+      "{\n"
+      ".reg .pred done;\n"
+      "again_%=:\n"
+      "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 done, [%0], %1;\n"
+      "@!done bra again_%=;\n"
+      "}" ::"r"(barrier),
+      "r"(parity)
+      : "memory");
+}
+__device__ inline float4 load_there(uint32_t address) {
+  float4 v;
+  asm volatile("ld.shared::cluster.v4.f32 {%0, %1, %2, %3}, [%4];"
+               : "=f"(v.x), "=f"(v.y), "=f"(v.z), "=f"(v.w)
+               : "r"(address)
+               : "memory");
+  return v;
+}
+__device__ inline void sync_cluster() {
+  asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
+}
+
+// Stages of a block in the order in which they are filled and used.
+template <class S>
+struct Walk {
+  int tile, tiles, step, token_blocks;  // tile: weight tile and block of input rows
+  int slice, piece, end, pieces;
+
+  __device__ explicit Walk(const WideArgs& args) : pieces(args.k / 64) {
+    const int outputs = args.gated ? S::kRows / 2 : S::kRows;
+    token_blocks = S::kClustered ? 1 : (args.rows + S::kTokens - 1) / S::kTokens;
+    tiles = (args.n + outputs - 1) / outputs * token_blocks;
+    tile = S::kClustered ? blockIdx.x / kSlices : blockIdx.x;
+    step = S::kClustered ? gridDim.x / kSlices : gridDim.x;
+    enter(S::kClustered ? static_cast<int>(blockIdx.x % kSlices) : 0);
+  }
+  __device__ void enter(int next_slice) {
+    slice = next_slice;
+    piece = begin_of(slice);
+    end = begin_of(slice + 1);
+  }
+  // Slices begin at multiples of a stage of any shape, so that no stage has pieces of two.
+  __device__ int begin_of(int number) const {
+    const int pairs = (pieces + 1) / 2;
+    return min(pieces, pairs * number / kSlices * 2);
+  }
+  __device__ bool slice_is_over() const { return piece >= end; }
+  // To a stage with something in it, or past the last tile.
+  __device__ void settle() {
+    while (tile < tiles && slice_is_over()) {
+      if (!S::kClustered && slice + 1 < kSlices) {
+        enter(slice + 1);
+      } else {
+        if (S::kClustered && piece == begin_of(slice)) tile = tiles;  // an empty slice is empty in all tiles
+        tile = min(tiles, tile + step);
+        enter(S::kClustered ? slice : 0);
+      }
+    }
+  }
+  __device__ int weight_tile() const { return tile / token_blocks; }
+  __device__ int first_token() const { return tile % token_blocks * S::kTokens; }
+};
+
+template <class S>
+__device__ void fill_ring(const WideArgs& args, uint32_t ring, uint32_t full, uint32_t empty) {
+  const uint64_t often = evict_last_policy(), once = S::kClustered ? evict_first_policy() : often;
+  const auto copy_weights = [&](const Walk<S>& at, int stage) {
+    const uint32_t target = ring + stage * S::kStageBytes, barrier = full + 8 * stage;
+    expect_bytes(barrier, S::kStageBytes);
+#pragma unroll
+    for (int group = 0; group < S::kGroups; ++group) {
+      const int number = at.weight_tile() * S::kGroups + group;  // of 64 rows
+      const uint32_t place = target + group * S::kGroupBytes;
+      if (args.gated) {
+        copy_weight_box(place, &args.weight, at.piece, number * 4, barrier, once);
+        copy_weight_box(place + S::kGroupBytes / 2, &args.second, at.piece, number * 4, barrier, once);
+      } else {
+        copy_weight_box(place, &args.weight, at.piece, number * 8, barrier, once);
+      }
+    }
+  };
+  const auto copy_input = [&](const Walk<S>& at, int stage) {
+    asm volatile(
+        "cp.async.bulk.tensor.3d.shared::cluster.global.tile.mbarrier::complete_tx::bytes.L2::cache_hint "
+        "[%0], [%1, {%2, %3, %4}], [%5], %6;" ::"r"(ring + stage * S::kStageBytes + S::kGroups * S::kGroupBytes),
+        "l"(&args.x), "r"(0), "r"(at.first_token()), "r"(at.piece), "r"(full + 8 * stage), "l"(often)
+        : "memory");
+  };
+  const auto next = [](Walk<S>& at) {
+    at.piece += S::kPieces;
+    at.settle();
+  };
+  Walk<S> weights(args), input(args);
+  weights.settle();
+  input.settle();
+  int ahead = 0;
+  for (; ahead < args.stages && weights.tile < weights.tiles; ++ahead, next(weights)) copy_weights(weights, ahead);
+  wait_for_previous();
+  for (int stage = 0; stage < ahead; ++stage, next(input)) copy_input(input, stage);
+  int stage = 0, parity = 0;
+  for (; weights.tile < weights.tiles; next(weights)) {
+    wait_barrier(empty + 8 * stage, parity);
+    copy_weights(weights, stage);
+    copy_input(weights, stage);
+    if (++stage == args.stages) {
+      stage = 0;
+      parity ^= 1;
+    }
+  }
+}
+
+struct RingPlace {
+  int stage = 0, parity = 0;
+};
+
+// acc = a slice's products.
+template <class S>
+__device__ void multiply_slice(const WideArgs& args, float (&acc)[S::kTokens / 2], int pieces, uint32_t ring,
+                               uint32_t full, uint32_t empty, RingPlace& at) {
+  const int group = threadIdx.x / 128;
+  const bool first_of_warp = threadIdx.x % 32 == 0;
+#pragma unroll
+  for (float& sum : acc) sum = 0;
+  int before = 0;
+  for (int piece = 0; piece < pieces; piece += S::kPieces) {
+    wait_barrier(full + 8 * at.stage, at.parity);
+    const uint32_t weights = ring + at.stage * S::kStageBytes + group * S::kGroupBytes;
+    const uint32_t input = ring + at.stage * S::kStageBytes + S::kGroups * S::kGroupBytes;
+    pin(acc);
+    fence_products();
+#pragma unroll
+    for (int p = 0; p < S::kPieces; ++p) {  // beyond K's end both are zeros
+#pragma unroll
+      for (int k = 0; k < 4; ++k) {
+        multiply_shared(acc, descriptor(weights + p * 1024 + k * 32, 16, S::kPieces * 1024),
+                        descriptor(input + p * S::kTokens * 128 + k * 32, 16, 1024), 1);
+      }
+    }
+    commit_products();
+    wait_products<1>();
+    if (first_of_warp && piece > 0) arrive(empty + 8 * before);
+    before = at.stage;
+    if (++at.stage == args.stages) {
+      at.stage = 0;
+      at.parity ^= 1;
+    }
+  }
+  wait_products<0>();
+  pin(acc);
+  if (first_of_warp && pieces > 0) arrive(empty + 8 * before);
+}
+
+// The block's sums as [token][weight row].
+template <class S>
+__device__ void put_sums(const float (&acc)[S::kTokens / 2], float* sums) {
+  const int warp = threadIdx.x / 32, g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
+#pragma unroll
+  for (int i = 0; i < S::kTokens / 2; ++i) {
+    const int token = i / 4 * 8 + 2 * t + i % 2, row = warp * 16 + g + i / 2 % 2 * 8;
+    sums[token * S::kSumStride + row] = acc[i];
+  }
+}
+
+__device__ inline float4 plus(float4 a, float4 b) { return {a.x + b.x, a.y + b.y, a.z + b.z, a.w + b.w}; }
+__device__ inline float4 plus(float4 a, const float* b) { return {a.x + b[0], a.y + b[1], a.z + b[2], a.w + b[3]}; }
+
+__device__ inline void write_four(const WideArgs& args, int64_t at, float4 v) {
+  if (args.out_bf16 != nullptr) {
+    const uint2 bits = {bf16_pair(v.x, v.y), bf16_pair(v.z, v.w)};
+    if (args.aligned_out) {
+      *reinterpret_cast<uint2*>(args.out_bf16 + at) = bits;
+    } else {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) args.out_bf16[at + i] = (i < 2 ? bits.x : bits.y) >> i % 2 * 16 & 0xffff;
+    }
+    return;
+  }
+  float* const out = args.out + at;
+  if (args.aligned_out) {
+    if (args.add) v = plus(v, __ldcg(reinterpret_cast<const float4*>(out)));
+    *reinterpret_cast<float4*>(out) = v;
+    return;
+  }
+  const float values[4] = {v.x, v.y, v.z, v.w};
+#pragma unroll
+  for (int i = 0; i < 4; ++i) out[i] = args.add ? out[i] + values[i] : values[i];
+}
+
+// Adds the slices' sums and writes every kBlocks-th row of input. `load` gives four sums of a slice.
+template <class S, int kBlocks, class Load>
+__device__ void finish_tile(const WideArgs& args, const Walk<S>& at, int rank, Load&& load) {
+  const int outputs = args.gated ? S::kRows / 2 : S::kRows, quads = outputs / 4;
+  const int tokens = min(S::kTokens, args.rows - at.first_token());
+  const int own = (tokens - rank + kBlocks - 1) / kBlocks;
+  for (int i = threadIdx.x; i < quads * own; i += S::kThreads) {
+    const int quad = i % quads * 4, token = i / quads * kBlocks + rank, col = at.weight_tile() * outputs + quad;
+    if (col >= args.n) continue;
+    const int64_t place = (at.first_token() + token) * args.out_stride + col;
+    float4 v;
+    if (args.gated) {
+      const int row = quad / 32 * 64 + quad % 32;
+      float4 gate = load(token * S::kSumStride + row), up = load(token * S::kSumStride + row + 32);
+      if (args.bias != nullptr) gate = plus(gate, args.bias + col);
+      if (args.second_bias != nullptr) up = plus(up, args.second_bias + col);
+      v = {activate(args.activation, gate.x) * up.x, activate(args.activation, gate.y) * up.y,
+           activate(args.activation, gate.z) * up.z, activate(args.activation, gate.w) * up.w};
+    } else {
+      v = load(token * S::kSumStride + quad);
+      if (args.bias != nullptr) v = plus(v, args.bias + col);
+    }
+    write_four(args, place, v);
+  }
+}
+
+// A tile of the cluster: every block has the sums of one slice, and finishes a quarter of the input's rows.
+template <class S>
+__device__ void merge_tile(const WideArgs& args, const Walk<S>& at, const float (&acc)[S::kTokens / 2], float* sums,
+                           uint32_t merge_full, uint32_t merge_empty, int round) {
+  const int lane = threadIdx.x % 32, rank = blockIdx.x % kSlices;
+  if (round > 0) wait_cluster_barrier(merge_empty, (round - 1) & 1);
+  put_sums<S>(acc, sums);
+  __syncwarp();
+  if (lane < kSlices) arrive_there(merge_full, lane);
+  wait_cluster_barrier(merge_full, round & 1);
+  const uint32_t own = shared_address(sums);
+  uint32_t places[kSlices];
+#pragma unroll
+  for (int slice = 0; slice < kSlices; ++slice) places[slice] = cluster_address(own, slice);
+  finish_tile<S, kSlices>(args, at, rank, [&](int offset) {
+    float4 parts[kSlices];
+#pragma unroll
+    for (int slice = 0; slice < kSlices; ++slice) parts[slice] = load_there(places[slice] + offset * 4);
+    return plus(plus(plus(parts[0], parts[1]), parts[2]), parts[3]);
+  });
+  __syncwarp();
+  if (lane < kSlices) arrive_there(merge_empty, lane);
+}
+
+#endif  // __CUDA_ARCH_FEAT_SM90_ALL
+
+template <class S>
+__global__ void __launch_bounds__(S::kThreads + 32, 1) wide_kernel(const __grid_constant__ WideArgs args) {
+#if __CUDA_ARCH_FEAT_SM90_ALL
+  extern __shared__ __align__(1024) uint8_t shared[];
+  __shared__ __align__(8) uint64_t barriers[2 * kStagesMax + 2];
+  const uint32_t ring = shared_address(shared), full = shared_address(barriers), empty = full + 8 * kStagesMax;
+  const uint32_t merge_full = empty + 8 * kStagesMax, merge_empty = merge_full + 8;
+  float* const sums = reinterpret_cast<float*>(shared + args.stages * S::kStageBytes);
+  let_next_start();
+  if (threadIdx.x == 0) {
+    for (int stage = 0; stage < args.stages; ++stage) {
+      init_barrier(full + 8 * stage, 1);
+      init_barrier(empty + 8 * stage, 4 * S::kGroups);
+    }
+    init_barrier(merge_full, 4 * kSlices);
+    init_barrier(merge_empty, 4 * kSlices);
+    fence_barriers();
+  }
+  __syncthreads();
+  if (S::kClustered) sync_cluster();
+  if (threadIdx.x >= S::kThreads) {
+    if (threadIdx.x % 32 == 0) fill_ring<S>(args, ring, full, empty);
+    __syncwarp();
+  } else {
+    wait_for_previous();
+    Walk<S> at(args);
+    RingPlace place;
+    for (int round = 0; at.tile < at.tiles; ++round, at.tile += at.step) {
+      if constexpr (S::kClustered) {
+        float acc[S::kTokens / 2];
+        multiply_slice<S>(args, acc, at.end - at.piece, ring, full, empty, place);
+        merge_tile<S>(args, at, acc, sums, merge_full, merge_empty, round);
+      } else {
+        float total[S::kTokens / 2];
+        for (int slice = 0; slice < kSlices; ++slice) {
+          float acc[S::kTokens / 2];
+          at.enter(slice);
+          multiply_slice<S>(args, acc, at.end - at.piece, ring, full, empty, place);
+#pragma unroll
+          for (int i = 0; i < S::kTokens / 2; ++i) total[i] = slice == 0 ? acc[i] : total[i] + acc[i];
+        }
+        asm volatile("bar.sync 1, %0;" ::"n"(S::kThreads) : "memory");
+        put_sums<S>(total, sums);
+        asm volatile("bar.sync 1, %0;" ::"n"(S::kThreads) : "memory");
+        finish_tile<S, 1>(args, at, 0, [&](int offset) { return *reinterpret_cast<const float4*>(sums + offset); });
+      }
+    }
+  }
+  if (S::kClustered) sync_cluster();  // others may still read this block's sums
+#endif
+}
+
+// Clusters that the device holds at a time; depends on how its multiprocessors hang together.
+template <class S>
+int clusters_max(const cudaLaunchConfig_t& config, int num_sms) {
+  static std::atomic<int> known{0};  // of one kind of card
+  if (known == 0) {
+    int found = 0;
+    TM_CUDA(cudaOccupancyMaxActiveClusters(&found, wide_kernel<S>, &config));
+    known = std::clamp(found, 1, num_sms / kSlices);
+  }
+  return known;
+}
+
+template <class S>
+void launch(const StreamProduct& product, int num_sms, cudaStream_t stream) {
+  const bool gated = product.second != nullptr;
+  const int groups_rows = gated ? 32 : 64;
+  WideArgs args{};
+  args.weight = row_groups_map(product.weight, product.n, product.k, groups_rows, S::kPieces);
+  if (gated) args.second = row_groups_map(product.second, product.n, product.k, groups_rows, S::kPieces);
+  args.x = columns_map(product.x, product.rows, product.k, product.x_stride, S::kTokens, S::kPieces);
+  args.bias = product.bias;
+  args.second_bias = product.second_bias;
+  args.k = static_cast<int>(product.k);
+  args.n = static_cast<int>(product.n);
+  args.rows = product.rows;
+  args.gated = gated;
+  args.add = product.add;
+  args.activation = product.activation;
+  args.out = product.out;
+  args.out_bf16 = product.out_bf16;
+  args.out_stride = product.out_stride;
+  const uintptr_t out = reinterpret_cast<uintptr_t>(product.out != nullptr ? static_cast<void*>(product.out)
+                                                                           : static_cast<void*>(product.out_bf16));
+  args.aligned_out = product.out_stride % 4 == 0 && out % 16 == 0;
+  constexpr size_t kRoom = S::kClustered ? kSharedBytes : size_t{220} << 10;
+  constexpr int kStages = static_cast<int>((kRoom - S::kSumBytes) / S::kStageBytes);
+  static_assert(kStages >= 3);
+  args.stages = std::min(kStages, kStagesMax);
+  const size_t bytes = S::kSumBytes + static_cast<size_t>(args.stages * S::kStageBytes);
+  const auto kernel = wide_kernel<S>;
+  TM_CUDA(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes)));
+
+  cudaLaunchAttribute attributes[2] = {};
+  attributes[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  attributes[0].val.programmaticStreamSerializationAllowed = 1;
+  attributes[1].id = cudaLaunchAttributeClusterDimension;
+  attributes[1].val.clusterDim.x = kSlices;
+  attributes[1].val.clusterDim.y = attributes[1].val.clusterDim.z = 1;
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(static_cast<unsigned>(num_sms));
+  config.blockDim = dim3(S::kThreads + 32);
+  config.dynamicSmemBytes = bytes;
+  config.stream = stream;
+  config.attrs = attributes;
+  config.numAttrs = S::kClustered ? 2 : 1;
+  if (S::kClustered) {
+    config.gridDim.x = static_cast<unsigned>(num_sms / kSlices * kSlices);
+    const int outputs = gated ? S::kRows / 2 : S::kRows;
+    const int tiles = (args.n + outputs - 1) / outputs;
+    config.gridDim.x = static_cast<unsigned>(std::min(tiles, clusters_max<S>(config, num_sms)) * kSlices);
+  }
+  check_cuda(cudaLaunchKernelEx(&config, kernel, args), "wide_linear");
+}
+
+using Few = Shape<16, 1, 2, true>;
+using Some = Shape<32, 1, 2, true>;
+using Tens = Shape<64, 1, 2, true>;
+using Many = Shape<128, 2, 1, false>;
+
+}  // namespace
+
+bool can_widen(const StreamProduct& product) {
+  static const bool is_built = has_body(reinterpret_cast<const void*>(wide_kernel<Tens>));
+  if (!is_built || product.x_float || product.norm != nullptr) return false;
+  return product.k % 64 == 0 && product.n % 8 == 0 && product.n < (int64_t{1} << 31) && product.x_stride % 8 == 0 &&
+         reinterpret_cast<uintptr_t>(product.x) % 16 == 0;
+}
+
+void launch_wide_product(const StreamProduct& product, int num_sms, cudaStream_t stream) {
+  TM_CHECK(product.rows >= 1 && can_widen(product));
+  if (product.rows <= 16) return launch<Few>(product, num_sms, stream);
+  if (product.rows <= 32) return launch<Some>(product, num_sms, stream);
+  if (product.rows <= kWideStreamRowsMax) return launch<Tens>(product, num_sms, stream);
+  launch<Many>(product, num_sms, stream);
+}
+
+}  // namespace tokenmill

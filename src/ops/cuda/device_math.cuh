@@ -16,6 +16,8 @@ __device__ inline uint16_t to_bf16(float value) {
   return static_cast<uint16_t>((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
 }
 
+__device__ inline float rounded_to_bf16(float value) { return bf16_value(to_bf16(value)); }
+
 template <class T>
 __device__ inline T from_float(float value);
 template <>

@@ -130,6 +130,10 @@ __global__ void __launch_bounds__(32 * kGemvWarps) gemv_kernel(const GemvArgs ar
   for (int m = 0; m < kM; ++m) {
     float s0 = warp_sum(sum0[m]), s1 = warp_sum(sum1[m]);
     if (lane != 0 || m >= args.rows) continue;
+    if (kGated && args.out_bf16 != nullptr) {  // as gated_gemm() does
+      s0 = rounded_to_bf16(s0);
+      s1 = rounded_to_bf16(s1);
+    }
     if (args.bias != nullptr) s0 += args.bias[first];
     if (kGated) {
       if (args.second_bias != nullptr) s1 += args.second_bias[first];

@@ -177,6 +177,10 @@ __device__ void finish_tile(const StreamArgs& args, int tile, const float* sums)
       float up = __shfl_down_sync(0xffffffffu, value, 8);  // of the same input row
       const int col = tile * 8 + i;
       if (cell >= cells || i >= 8 || col >= args.n) continue;
+      if (args.out_bf16 != nullptr) {  // as products of more rows are
+        value = rounded_to_bf16(value);
+        up = rounded_to_bf16(up);
+      }
       if (args.bias != nullptr) value += args.bias[col];
       if (args.second_bias != nullptr) up += args.second_bias[col];
       value = activate(args.activation, value) * up;

@@ -12,6 +12,9 @@
 
 namespace tokenmill {
 
+// Which layers share block tables: those that see everything, and those that see a window and so hold no more.
+enum class KvGroup { kFull, kWindow };
+
 // One sequence's share of the step: q_len new tokens that end at kv_len.
 //
 //   kv:  [0 ........ kv_len - q_len) cached   [kv_len - q_len ... kv_len) written by this step
@@ -20,7 +23,7 @@ struct BatchRow {
   int32_t q_len = 0;        // >= 1
   int32_t kv_len = 0;       // tokens held after this step, >= q_len
   int32_t token_begin = 0;  // first of its q_len tokens in Batch::tokens
-  int32_t block_begin = 0;  // first of its blocks in Batch::block_tables
+  int32_t block_begin = 0;  // first of its blocks in Batch::block_tables and window_tables
   int32_t num_blocks = 0;   // ceil(kv_len / page_size)
 };
 
@@ -67,10 +70,18 @@ struct Batch {
   std::vector<int32_t> tokens;     // all rows' new tokens, row after row
   std::vector<int32_t> positions;  // absolute, same length as tokens
   std::vector<BatchRow> rows;
-  std::vector<int32_t> block_tables;   // physical block ids, row after row
-  std::vector<BlockCopy> copies;       // in order
+  std::vector<int32_t> block_tables;  // physical block ids, row after row
+  std::vector<BlockCopy> copies;      // in order
+  // The same for the group of layers with a window, which has a pool of its own: the same places of the same length, -1
+  // where the block lies behind the window and is not held. Empty: these layers are held as all others are.
+  std::vector<int32_t> window_tables;
+  std::vector<BlockCopy> window_copies;
   std::vector<SamplingRow> sampling;   // rows that finish their prompt or decode this step
   std::vector<int32_t> sampling_rows;  // index into rows, one a SamplingRow
+
+  const std::vector<int32_t>& tables(KvGroup group) const {
+    return group == KvGroup::kWindow ? window_tables : block_tables;
+  }
 };
 
 struct SampledToken {

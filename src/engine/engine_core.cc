@@ -140,7 +140,8 @@ EngineCore::EngineCore(ServerArgs args, EngineParts parts)
   const auto start = std::chrono::steady_clock::now();
   const auto seconds = [&] { return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count(); };
   const auto page_size = static_cast<int32_t>(*args_.page_size);
-  const int64_t block_bytes = ModelRunner::kv_bytes_per_block(*parts.model, *parts.backend, page_size);
+  const int64_t block_bytes =
+      ModelRunner::kv_bytes_per_block(*parts.model, *parts.backend, page_size, false, KvGroup::kFull);
   const int32_t num_blocks = choose_num_blocks(args_, {.context_length = *args_.context_length,
                                                        .block_bytes = block_bytes,
                                                        .available_bytes = parts.backend->available_memory(),

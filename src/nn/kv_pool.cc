@@ -4,33 +4,54 @@
 
 namespace tokenmill {
 
-int64_t KvPool::bytes_per_block(const Backend& backend, const KvPoolShape& shape) {
-  return shape.num_layers * backend.kv_block_bytes(shape.kv_heads, shape.head_dim, shape.page_size, shape.dtype);
+int64_t KvPoolShape::layers(KvGroup wanted) const {
+  int64_t count = 0;
+  for (int32_t layer = 0; layer < num_layers; ++layer) count += group(layer) == wanted;
+  return count;
+}
+
+int64_t KvPool::bytes_per_block(const Backend& backend, const KvPoolShape& shape, KvGroup group) {
+  return shape.layers(group) * backend.kv_block_bytes(shape.kv_heads, shape.head_dim, shape.page_size, shape.dtype);
 }
 
 KvPool::KvPool(Backend& backend, const KvPoolShape& shape) : backend_(backend), shape_(shape) {
   TM_CHECK(shape.num_layers > 0 && shape.num_blocks > 0 && shape.page_size > 0);
+  TM_CHECK(shape.layer_window.empty() || static_cast<int32_t>(shape.layer_window.size()) == shape.num_layers);
+  TM_CHECK(shape.layers(KvGroup::kWindow) == 0 || shape.window_blocks > 0);
   const int64_t block_bytes = backend.kv_block_bytes(shape.kv_heads, shape.head_dim, shape.page_size, shape.dtype);
-  const int64_t layer_bytes = block_bytes * shape.num_blocks;
-  bytes_ = static_cast<size_t>(layer_bytes) * static_cast<size_t>(shape.num_layers);
+  for (const KvGroup group : {KvGroup::kFull, KvGroup::kWindow}) {
+    bytes_ += static_cast<size_t>(shape.layers(group) * shape.blocks(group) * block_bytes);
+  }
   memory_ = backend.allocate(bytes_);
   layers_.reserve(static_cast<size_t>(shape.num_layers));
+  std::byte* base = memory_;
   for (int32_t layer = 0; layer < shape.num_layers; ++layer) {
-    layers_.push_back({.base = memory_ + layer * layer_bytes,
+    const KvGroup group = shape.group(layer);
+    layers_.push_back({.base = base,
                        .block_bytes = block_bytes,
-                       .num_blocks = shape.num_blocks,
+                       .num_blocks = shape.blocks(group),
                        .page_size = shape.page_size,
                        .kv_heads = shape.kv_heads,
                        .head_dim = shape.head_dim,
-                       .dtype = shape.dtype});
+                       .dtype = shape.dtype,
+                       .group = group});
+    base += block_bytes * shape.blocks(group);
   }
 }
 
 KvPool::~KvPool() { backend_.free(memory_); }
 
-void KvPool::copy_blocks(std::span<const BlockCopy> copies) {
+void KvPool::copy_blocks(KvGroup group, std::span<const BlockCopy> copies) {
   if (copies.empty()) return;
-  for (const KvLayer& layer : layers_) backend_.copy_blocks(layer, copies);
+  for (const KvLayer& layer : layers_) {
+    if (layer.group == group) backend_.copy_blocks(layer, copies);
+  }
+}
+
+std::span<std::byte> KvPool::block(int64_t layer, int32_t block) const {
+  const KvLayer& kv = this->layer(layer);
+  TM_CHECK(block >= 0 && block < kv.num_blocks);
+  return {kv.base + block * kv.block_bytes, static_cast<size_t>(kv.block_bytes)};
 }
 
 void KvPool::read_block(int32_t block, std::byte* to) const {

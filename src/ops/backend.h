@@ -53,6 +53,7 @@ struct KvLayer {
   int32_t num_blocks = 0, page_size = 0;
   int32_t kv_heads = 0, head_dim = 0;
   DType dtype = DType::kBF16;
+  KvGroup group = KvGroup::kFull;  // which of the batch's tables names its blocks
 };
 
 // cos/sin of one step's tokens for one set of frequencies: [T, rotary_dim / 2] each.
@@ -144,7 +145,9 @@ class Backend {
   }
 
   // --- one step -----------------------------------------------------------------------------------------------------
-  // Remembers the step's rows for rope_kv_write and attention; called once a step before them.
+  // Remembers the step's rows for rope_kv_write and attention; called once a step before them. What a window table's
+  // entries of -1 would hold is read by nobody: attention() over such a layer looks at no key that all its queries'
+  // windows leave out.
   virtual void plan(const Batch& batch, int32_t page_size) = 0;
   virtual void embed(std::span<const int32_t> ids, const Weight& table, float scale, Matrix out) = 0;
   // Rows `rows[i]` of x to row i of out.

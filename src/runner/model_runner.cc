@@ -16,14 +16,27 @@ namespace {
 // Logits of more rows than this many bytes hold are made in several products: 64 rows of a vocabulary of 262,144.
 constexpr int64_t kLogitsBytesMax = int64_t{64} << 20;
 
-KvPoolShape pool_shape(const Model& model, int32_t page_size, int32_t num_blocks) {
+KvPoolShape pool_shape(const Model& model, int32_t page_size, bool with_window_group) {
   const ModelConfig& config = model.config();
-  return {.num_layers = static_cast<int32_t>(config.num_layers),
-          .kv_heads = static_cast<int32_t>(config.num_kv_heads),
-          .head_dim = static_cast<int32_t>(config.head_dim),
-          .page_size = page_size,
-          .num_blocks = num_blocks,
-          .dtype = kv_dtype(model.packing())};
+  KvPoolShape shape = {.num_layers = static_cast<int32_t>(config.num_layers),
+                       .kv_heads = static_cast<int32_t>(config.num_kv_heads),
+                       .head_dim = static_cast<int32_t>(config.head_dim),
+                       .page_size = page_size,
+                       .num_blocks = 0,
+                       .dtype = kv_dtype(model.packing()),
+                       .window_blocks = 0,
+                       .layer_window = {}};
+  if (!with_window_group) return shape;
+  for (const int32_t window : config.layer_window) shape.layer_window.push_back(window > 0);
+  return shape;
+}
+
+// Rows that only fill a recorded step up write to a block of their own, in either group the last.
+KvPoolShape pool_shape(const Model& model, const RunnerOptions& options, bool with_dummy) {
+  KvPoolShape shape = pool_shape(model, options.page_size, options.window_blocks > 0);
+  shape.num_blocks = options.num_blocks + (with_dummy ? 1 : 0);
+  if (options.window_blocks > 0) shape.window_blocks = options.window_blocks + (with_dummy ? 1 : 0);
+  return shape;
 }
 
 int64_t logits_rows(const Model& model, int64_t max_rows) {
@@ -69,8 +82,8 @@ struct ModelRunner::Impl {
         graph_rows_max(graph_rows(*backend, *model, options)),
         use_graphs(options.use_graphs),
         dummy_block(options.num_blocks),
-        // Rows that only fill a recorded step up write to a block of their own.
-        kv(*backend, pool_shape(*model, options.page_size, options.num_blocks + (graph_rows_max > 0 ? 1 : 0))),
+        window_dummy_block(options.window_blocks),
+        kv(*backend, pool_shape(*model, options, graph_rows_max > 0)),
         workspace(*backend, workspace_bytes(*model, options)),
         max_tokens(options.max_tokens_per_step),
         chunk_rows(logits_rows(*model, options.max_rows)) {}
@@ -102,7 +115,7 @@ struct ModelRunner::Impl {
   std::unique_ptr<Model> model;
   int64_t graph_rows_max;
   bool use_graphs;
-  int32_t dummy_block;
+  int32_t dummy_block, window_dummy_block;
   KvPool kv;
   Workspace workspace;
   int64_t max_tokens, chunk_rows;
@@ -135,6 +148,7 @@ void ModelRunner::Impl::forward_graph(const Batch& batch, int64_t bucket) {
   padded.positions = batch.positions;
   padded.rows = batch.rows;
   padded.block_tables = batch.block_tables;
+  padded.window_tables = batch.window_tables;
   for (int64_t row = rows; row < bucket; ++row) {
     padded.rows.push_back({.sequence_id = 0,
                            .q_len = 1,
@@ -143,6 +157,7 @@ void ModelRunner::Impl::forward_graph(const Batch& batch, int64_t bucket) {
                            .block_begin = static_cast<int32_t>(padded.block_tables.size()),
                            .num_blocks = 1});
     padded.block_tables.push_back(dummy_block);
+    if (window_dummy_block > 0) padded.window_tables.push_back(window_dummy_block);
     padded.tokens.push_back(0);
     padded.positions.push_back(0);
   }
@@ -194,7 +209,8 @@ ModelRunner::InFlight ModelRunner::forward(const Batch& batch) {
   Impl& impl = *impl_;
   const int64_t tokens = static_cast<int64_t>(batch.tokens.size());
   TM_CHECK(tokens > 0 && tokens <= impl.max_tokens && batch.positions.size() == batch.tokens.size());
-  impl.kv.copy_blocks(batch.copies);
+  impl.kv.copy_blocks(KvGroup::kFull, batch.copies);
+  impl.kv.copy_blocks(KvGroup::kWindow, batch.window_copies);
   impl.graph_logits = {};
   impl.result = {.step = batch.step, .sampled = {}};
   if (impl.has_graph(batch)) {
@@ -304,8 +320,9 @@ void ModelRunner::write_block(int32_t block, const std::byte* from) { impl_->kv.
 const KvPoolShape& ModelRunner::kv_shape() const { return impl_->kv.shape(); }
 std::span<std::byte> ModelRunner::kv_memory() { return impl_->kv.memory(); }
 
-int64_t ModelRunner::kv_bytes_per_block(const Model& model, const Backend& backend, int32_t page_size) {
-  return KvPool::bytes_per_block(backend, pool_shape(model, page_size, 0));
+int64_t ModelRunner::kv_bytes_per_block(const Model& model, const Backend& backend, int32_t page_size,
+                                        bool with_window_group, KvGroup group) {
+  return KvPool::bytes_per_block(backend, pool_shape(model, page_size, with_window_group), group);
 }
 
 }  // namespace tokenmill

@@ -18,6 +18,9 @@ namespace tokenmill {
 struct RunnerOptions {
   int32_t page_size = 32;
   int32_t num_blocks = 0;
+  // Blocks of the layers with a window, which then have tables of their own in the batch; 0: they are held as all
+  // others are.
+  int32_t window_blocks = 0;
   int64_t max_tokens_per_step = 0;  // sizes the workspace: chunk + riding decodes
   int64_t max_rows = 0;             // max_running_requests
   // Where the backend has graphs, steps of up to this many rows of one token each are padded to a few sizes, and run
@@ -60,8 +63,10 @@ class ModelRunner {
   const KvPoolShape& kv_shape() const;
   // The whole KV pool, for tests that fill free blocks with NaN.
   std::span<std::byte> kv_memory();
-  // Bytes of KV one block takes over all layers, for sizing the pool before a runner exists.
-  static int64_t kv_bytes_per_block(const Model& model, const Backend& backend, int32_t page_size);
+  // Bytes of KV one block takes over all layers of a group, for sizing the pool before a runner exists. Without a
+  // window group all layers are in the full one.
+  static int64_t kv_bytes_per_block(const Model& model, const Backend& backend, int32_t page_size,
+                                    bool with_window_group, KvGroup group);
 
  private:
   struct Impl;

@@ -98,6 +98,7 @@ std::unique_ptr<Weight> NaiveBackend::pack(std::span<const RawTensor* const> par
 void NaiveBackend::plan(const Batch& batch, int32_t page_size) {
   rows_ = batch.rows;
   block_tables_ = batch.block_tables;
+  window_tables_ = batch.window_tables;
   for (const BatchRow& row : rows_) {
     TM_CHECK(row.q_len >= 1 && row.kv_len >= row.q_len);
     TM_CHECK(row.num_blocks == (row.kv_len + page_size - 1) / page_size);
@@ -165,7 +166,8 @@ void NaiveBackend::rope_table(std::span<const int32_t> positions, std::span<cons
 }
 
 float* NaiveBackend::kv_slot(const KvLayer& kv, const BatchRow& row, int32_t position, int part, int32_t head) const {
-  const int32_t block = block_tables_.at(static_cast<size_t>(row.block_begin + position / kv.page_size));
+  const std::vector<int32_t>& tables = kv.group == KvGroup::kWindow ? window_tables_ : block_tables_;
+  const int32_t block = tables.at(static_cast<size_t>(row.block_begin + position / kv.page_size));
   TM_CHECK(block >= 0 && block < kv.num_blocks);
   const int64_t slot = (int64_t{position % kv.page_size} * 2 + part) * kv.kv_heads + head;
   return reinterpret_cast<float*>(kv.base + block * kv.block_bytes) + slot * kv.head_dim;

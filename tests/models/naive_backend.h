@@ -47,7 +47,7 @@ class NaiveBackend final : public Backend {
 
   std::unordered_map<std::byte*, std::unique_ptr<std::byte[]>> memory_;
   std::vector<BatchRow> rows_;
-  std::vector<int32_t> block_tables_;
+  std::vector<int32_t> block_tables_, window_tables_;
 };
 
 }  // namespace tokenmill

@@ -51,7 +51,7 @@ std::vector<Table> run_alone(Backend& backend, const AttentionShape& shape, cons
 
 // Sequences start at different steps, in random chunks, decodes beside prefills.
 std::vector<Table> run_mixed(Backend& backend, const AttentionShape& shape, const std::vector<Table>& sequences,
-                             int32_t page_size, uint64_t seed) {
+                             int32_t page_size, uint64_t seed, bool frees_behind_window = false) {
   std::mt19937_64 random(seed);
   std::vector<Step> steps;
   for (size_t s = 0; s < sequences.size(); ++s) {
@@ -68,6 +68,7 @@ std::vector<Table> run_mixed(Backend& backend, const AttentionShape& shape, cons
   }
   std::erase_if(steps, [](const Step& step) { return step.empty(); });
   PagedPool pool(backend, shape, page_size, blocks_for(sequences, page_size), seed);
+  if (frees_behind_window) pool.free_behind_window();
   return pool.run(sequences, steps);
 }
 
@@ -120,6 +121,27 @@ TEST_P(Attention, SameBitsEverywhereAndCloseToReference) {
         const auto mixed = run_mixed(*backend, shape, sequences, page_size, static_cast<uint64_t>(threads + page_size));
         for (size_t s = 0; s < sequences.size(); ++s) {
           EXPECT_TRUE(same_bits(alone[s], expected[s])) << isa << " threads " << threads << " page " << page_size;
+          EXPECT_TRUE(same_bits(mixed[s], expected[s])) << isa << " threads " << threads << " page " << page_size;
+        }
+      }
+    }
+  }
+}
+
+// A window layer in a pool of its own, which gives up and spoils all that lies behind the window.
+TEST_P(Attention, BlocksBehindTheWindowAreNotRead) {
+  AttentionShape shape = GetParam();
+  if (shape.window == 0) shape.window = 37;
+  const std::vector<Table> sequences = random_sequences(shape, {700, 33, 150, 64, 7}, 13);
+  const auto base = make_cpu_backend({.num_threads = 1, .isa = "avx2"});
+  const std::vector<Table> expected = run_alone(*base, shape, sequences, 32);
+  for (const std::string& isa : runnable_isas()) {
+    for (const int threads : {1, 3}) {
+      const auto backend = make_cpu_backend({.num_threads = threads, .isa = isa});
+      for (const int32_t page_size : {1, 16, 32, 64}) {
+        const auto mixed =
+            run_mixed(*backend, shape, sequences, page_size, static_cast<uint64_t>(5 * threads), /*frees=*/true);
+        for (size_t s = 0; s < sequences.size(); ++s) {
           EXPECT_TRUE(same_bits(mixed[s], expected[s])) << isa << " threads " << threads << " page " << page_size;
         }
       }

@@ -380,7 +380,8 @@ struct AttentionCase {
   bool aligned = false;
 };
 
-// Prefill chunks, decodes and their mixture over a pool of NaN, with block copies, rope and norms on the way.
+// Prefill chunks, decodes and their mixture over a pool of NaN, with block copies, rope and norms on the way. A layer
+// with a window is of the window group: what lies behind its windows is NaN again and the tables do not name it.
 std::vector<float> attend_steps(Backend& ops, const AttentionCase& test, int32_t page_size, uint64_t seed) {
   std::mt19937_64 random(seed);
   const int32_t blocks = 4096 / page_size;
@@ -388,6 +389,7 @@ std::vector<float> attend_steps(Backend& ops, const AttentionCase& test, int32_t
   const size_t bytes = static_cast<size_t>(block_bytes * blocks);
   const std::vector<std::byte> poison(bytes, std::byte{0xff});
   KvLayer kv{ops.allocate(bytes), block_bytes, blocks, page_size, test.kv_heads, test.head_dim, test.dtype};
+  if (test.window > 0) kv.group = KvGroup::kWindow;
   ops.copy_from_host(kv.base, poison.data(), bytes);
   std::vector<int32_t> free_blocks(static_cast<size_t>(blocks));
   for (int32_t i = 0; i < blocks; ++i) free_blocks[static_cast<size_t>(i)] = i;
@@ -416,7 +418,12 @@ std::vector<float> attend_steps(Backend& ops, const AttentionCase& test, int32_t
         tables[s].push_back(free_blocks.back());
         free_blocks.pop_back();
       }
-      batch.block_tables.insert(batch.block_tables.end(), tables[s].begin(), tables[s].end());
+      if (test.window > 0) {
+        batch.window_tables.insert(batch.window_tables.end(), tables[s].begin(), tables[s].end());
+        batch.block_tables.resize(batch.window_tables.size(), 0);
+      } else {
+        batch.block_tables.insert(batch.block_tables.end(), tables[s].begin(), tables[s].end());
+      }
       for (int32_t i = 0; i < row.q_len; ++i) {
         batch.tokens.push_back(static_cast<int32_t>(random() % 100));
         batch.positions.push_back(row.kv_len - row.q_len + i);
@@ -430,7 +437,7 @@ std::vector<float> attend_steps(Backend& ops, const AttentionCase& test, int32_t
       free_blocks.pop_back();
       const BlockCopy copy{tables[0].back(), target, held};
       ops.copy_blocks(kv, {&copy, 1});
-      batch.block_tables[tables[0].size() - 1] = target;
+      (test.window > 0 ? batch.window_tables : batch.block_tables)[tables[0].size() - 1] = target;
       tables[0].back() = target;
     }
     const int64_t tokens = static_cast<int64_t>(batch.tokens.size());
@@ -462,6 +469,15 @@ std::vector<float> attend_steps(Backend& ops, const AttentionCase& test, int32_t
                    .window = test.window,
                    .out = test.aligned ? rounded_out.view() : out.view()});
     std::ranges::copy(test.aligned ? rounded_out.read() : out.read(), std::back_inserter(all));
+    for (size_t s = 0; s < 4 && test.window > 0; ++s) {
+      for (int32_t i = 0; (i + 1) * page_size <= done[s] - test.window + 1; ++i) {
+        int32_t& block = tables[s][static_cast<size_t>(i)];
+        if (block < 0) continue;
+        ops.copy_from_host(kv.base + block * block_bytes, poison.data(), static_cast<size_t>(block_bytes));
+        free_blocks.insert(free_blocks.begin(), block);
+        block = -1;
+      }
+    }
     if (test.aligned) continue;
     std::ranges::copy(cos.read(), std::back_inserter(all));
     std::ranges::copy(sin.read(), std::back_inserter(all));

@@ -53,6 +53,11 @@ class PagedPool {
 
   const KvLayer& kv() const { return kv_; }
 
+  // From now on the layer is of the window group: what lies behind the window is given up after each step, filled with
+  // NaN and handed to others, and the tables say -1 there.
+  void free_behind_window() { kv_.group = KvGroup::kWindow; }
+  int32_t free_blocks() const { return static_cast<int32_t>(free_blocks_.size()); }
+
   // Runs the steps; qkv[s] holds sequence s's projections, row by position. Returns attention's rows by position.
   std::vector<Table> run(const std::vector<Table>& qkv, const std::vector<Step>& steps) {
     tables_.assign(qkv.size(), {});
@@ -111,6 +116,7 @@ class PagedPool {
           outs[step[r].first].at(position, c) = step_out.at(batch.rows[r].token_begin + i, c);
         }
       }
+      if (kv_.group == KvGroup::kWindow) give_up_blocks(step[r].first);
     }
   }
 
@@ -128,12 +134,29 @@ class PagedPool {
       table.push_back(free_blocks_.back());
       free_blocks_.pop_back();
     }
-    batch.block_tables.insert(batch.block_tables.end(), table.begin(), table.begin() + row.num_blocks);
+    if (kv_.group == KvGroup::kWindow) {  // the other group's blocks are no concern of this layer
+      batch.block_tables.insert(batch.block_tables.end(), static_cast<size_t>(row.num_blocks), 0);
+      batch.window_tables.insert(batch.window_tables.end(), table.begin(), table.begin() + row.num_blocks);
+    } else {
+      batch.block_tables.insert(batch.block_tables.end(), table.begin(), table.begin() + row.num_blocks);
+    }
     for (int32_t i = 0; i < count; ++i) {
       batch.tokens.push_back(0);
       batch.positions.push_back(row.kv_len - count + i);
     }
     batch.rows.push_back(row);
+  }
+
+  // What no later token of the sequence sees.
+  void give_up_blocks(size_t sequence) {
+    const std::vector<std::byte> nan(static_cast<size_t>(kv_.block_bytes), std::byte{0xff});
+    for (int32_t i = 0; (i + 1) * page_size_ <= done_[sequence] - shape_.window + 1; ++i) {
+      int32_t& block = tables_[sequence][static_cast<size_t>(i)];
+      if (block < 0) continue;
+      backend_.copy_from_host(kv_.base + block * kv_.block_bytes, nan.data(), nan.size());
+      free_blocks_.push_back(block);
+      block = -1;
+    }
   }
 
   Backend& backend_;

@@ -12,6 +12,9 @@ void CpuBackend::attention(const AttentionArgs& args) {
   TM_CHECK(args.kv.dtype == DType::kF32 || args.kv.dtype == DType::kBF16);
   TM_CHECK(layout.head_dim % 2 == 0 && layout.head_dim >= 2 && layout.head_dim <= 256);
   TM_CHECK(layout.kv_heads >= 1 && args.q_heads % layout.kv_heads == 0);
+  const StepPlan::Group& group_plan = plan.group(args.kv);
+  const int32_t* const tables = group_plan.block_tables.data();
+  TM_CHECK(static_cast<int32_t>(group_plan.token_blocks.size()) == plan.num_tokens);  // the batch has such a table
   TM_CHECK(args.kv.page_size == 1 << plan.page_shift && args.kv.block_bytes >= layout.block_bytes());
   TM_CHECK(args.q.rows == plan.num_tokens && args.q.cols >= int64_t{args.q_heads} * layout.head_dim);
   TM_CHECK(args.out.rows == plan.num_tokens && args.out.cols >= int64_t{args.q_heads} * layout.head_dim);
@@ -32,13 +35,8 @@ void CpuBackend::attention(const AttentionArgs& args) {
     const AttentionItem& item = schedule.items[static_cast<size_t>(index)];
     const AttentionUnit& unit = schedule.units[static_cast<size_t>(item.unit)];
     const BatchRow& row = plan.rows[static_cast<size_t>(unit.row)];
-    const UnitContext context = {args,
-                                 layout,
-                                 kernels,
-                                 row,
-                                 plan.block_tables.data() + row.block_begin,
-                                 unit,
-                                 worker_scratch(worker, scratch_bytes)};
+    const UnitContext context = {
+        args, layout, kernels, row, tables + row.block_begin, unit, worker_scratch(worker, scratch_bytes)};
     if (item.piece < 0) return attend_unit(context);
 
     // A split unit: each piece has its own state, and whoever ends the last one merges them in ascending order.

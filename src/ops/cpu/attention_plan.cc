@@ -71,26 +71,35 @@ void CpuBackend::plan(const Batch& batch, int32_t page_size) {
   TM_CHECK(page_size >= 1 && page_size <= 64 && std::has_single_bit(static_cast<uint32_t>(page_size)));
   StepPlan& plan = *plan_;
   plan.rows = batch.rows;
-  plan.block_tables = batch.block_tables;
   plan.num_tokens = static_cast<int32_t>(batch.tokens.size());
   plan.page_shift = std::countr_zero(static_cast<uint32_t>(page_size));
   plan.num_schedules = 0;
-  plan.token_blocks.assign(batch.tokens.size(), -1);
   plan.token_offsets.assign(batch.tokens.size(), 0);
+  TM_CHECK(batch.window_tables.empty() || batch.window_tables.size() == batch.block_tables.size());
   for (const BatchRow& row : plan.rows) {
     TM_CHECK(row.q_len >= 1 && row.kv_len >= row.q_len && row.token_begin >= 0 &&
              row.token_begin + row.q_len <= plan.num_tokens);
     TM_CHECK(row.block_begin >= 0 && int64_t{row.num_blocks} * page_size >= row.kv_len &&
-             row.block_begin + static_cast<int64_t>(row.num_blocks) <= static_cast<int64_t>(plan.block_tables.size()));
+             row.block_begin + static_cast<int64_t>(row.num_blocks) <= static_cast<int64_t>(batch.block_tables.size()));
     for (int32_t i = 0; i < row.q_len; ++i) {
-      const int32_t position = row.kv_len - row.q_len + i;
-      const size_t token = static_cast<size_t>(row.token_begin + i);
-      plan.token_blocks[token] =
-          plan.block_tables[static_cast<size_t>(row.block_begin + (position >> plan.page_shift))];
-      plan.token_offsets[token] = position & (page_size - 1);
+      plan.token_offsets[static_cast<size_t>(row.token_begin + i)] = (row.kv_len - row.q_len + i) & (page_size - 1);
     }
   }
-  for (const int32_t block : plan.token_blocks) TM_CHECK(block >= 0);  // every token belongs to a row and has a block
+  for (const KvGroup which : {KvGroup::kFull, KvGroup::kWindow}) {
+    StepPlan::Group& group = plan.groups[static_cast<size_t>(which)];
+    group.block_tables = batch.tables(which);
+    group.token_blocks.assign(group.block_tables.empty() ? 0 : batch.tokens.size(), -1);
+    if (group.block_tables.empty()) continue;
+    for (const BatchRow& row : plan.rows) {
+      for (int32_t i = 0; i < row.q_len; ++i) {
+        const int32_t position = row.kv_len - row.q_len + i;
+        group.token_blocks[static_cast<size_t>(row.token_begin + i)] =
+            group.block_tables[static_cast<size_t>(row.block_begin + (position >> plan.page_shift))];
+      }
+    }
+    // Every token belongs to a row and has a block.
+    for (const int32_t block : group.token_blocks) TM_CHECK(block >= 0);
+  }
 }
 
 const AttentionSchedule& CpuBackend::StepPlan::schedule(const AttentionArgs& args, int32_t threads) {

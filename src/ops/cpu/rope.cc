@@ -63,10 +63,12 @@ void CpuBackend::rope_table(std::span<const int32_t> positions, std::span<const 
 
 void CpuBackend::rope_kv_write(const RopeKvArgs& args) {
   const StepPlan& plan = *plan_;
+  const std::vector<int32_t>& token_blocks = plan.group(args.kv).token_blocks;
   const KvLayout layout(args.kv);
   const int64_t head_dim = args.kv.head_dim, q_heads = args.q_heads, kv_heads = args.kv.kv_heads;
   TM_CHECK(args.qkv.rows == plan.num_tokens && args.qkv.dtype == DType::kF32);
   TM_CHECK(args.qkv.cols == (q_heads + 2 * kv_heads) * head_dim);
+  TM_CHECK(static_cast<int32_t>(token_blocks.size()) == plan.num_tokens);  // the batch has a table of this group
   TM_CHECK(args.kv.page_size == 1 << plan.page_shift && args.kv.block_bytes >= layout.block_bytes());
   TM_CHECK(args.rope == nullptr || (2 * args.rope->cos.cols <= head_dim && args.rope->cos.rows == args.qkv.rows));
   pool_.parallel_for((args.qkv.rows + kTokensPerPiece - 1) / kTokensPerPiece, [&](int64_t piece, int) {
@@ -76,7 +78,7 @@ void CpuBackend::rope_kv_write(const RopeKvArgs& args) {
       const float* const v = k + kv_heads * head_dim;
       for (int64_t h = 0; h < q_heads; ++h) norm_and_rotate(q + h * head_dim, head_dim, args.q_norm, args.rope, t);
       const size_t token = static_cast<size_t>(t);
-      std::byte* const block = args.kv.base + plan.token_blocks[token] * args.kv.block_bytes;
+      std::byte* const block = args.kv.base + token_blocks[token] * args.kv.block_bytes;
       const int32_t row = plan.token_offsets[token] % layout.tile_keys;
       for (int32_t h = 0; h < kv_heads; ++h) {
         norm_and_rotate(k + h * head_dim, head_dim, args.k_norm, args.rope, t);

@@ -40,11 +40,16 @@ struct AttentionSchedule {
 
 struct CpuBackend::StepPlan {
   std::vector<BatchRow> rows;
-  std::vector<int32_t> block_tables;  // physical block ids, row after row (BatchRow::block_begin)
+  // What a group of layers has for itself.
+  struct Group {
+    std::vector<int32_t> block_tables;  // physical block ids, row after row (BatchRow::block_begin)
+    std::vector<int32_t> token_blocks;  // [num_tokens] physical block of each new token
+  };
+  Group groups[2];  // by KvGroup; the window's is empty where the batch has none
+  const Group& group(const KvLayer& kv) const { return groups[static_cast<size_t>(kv.group)]; }
   int32_t num_tokens = 0;
   int32_t page_shift = 0;              // log2(page_size)
-  std::vector<int32_t> token_blocks;   // [num_tokens] physical block of each new token
-  std::vector<int32_t> token_offsets;  // [num_tokens] its row inside that block
+  std::vector<int32_t> token_offsets;  // [num_tokens] the row of each new token inside its block
 
   std::vector<AttentionSchedule> schedules;  // the first num_schedules are this step's; the rest is kept memory
   size_t num_schedules = 0;

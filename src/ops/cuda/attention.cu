@@ -120,7 +120,9 @@ __global__ void __launch_bounds__(kThreads) attend_kernel(const AttendArgs args)
   const int first_position = past + item.first / args.group;
   const int end = past + (item.first + count - 1) / args.group + 1;
   // A whole tile's, so that a row meets the same tiles whichever rows it shares its block with.
-  const int begin = args.window > 0 ? max(0, first_position - args.window + 1) / kTile * kTile : 0;
+  // What no row's window reaches may lie in blocks that are not held.
+  const int visible_begin = args.window > 0 ? max(0, first_position - args.window + 1) : 0;
+  const int begin = visible_begin / kTile * kTile;
   const int span = ((end - begin + item.num_splits - 1) / item.num_splits + kTile - 1) / kTile * kTile;
   const int keys_begin = begin + item.split * span, keys_end = min(end, keys_begin + span);
 
@@ -150,7 +152,7 @@ __global__ void __launch_bounds__(kThreads) attend_kernel(const AttendArgs args)
     for (int i = threadIdx.x; i < kTile * kDims / 8; i += kThreads) {
       const int key = i / (kDims / 8), d = i % (kDims / 8) * 8, position = tile + key;
       __align__(16) float k8[8] = {}, v8[8] = {};
-      if (position < keys_end && d < args.dims) {
+      if (position >= visible_begin && position < keys_end && d < args.dims) {
         const int32_t block = args.tables[row.block_begin + (position >> args.page_shift)];
         const T* const source = reinterpret_cast<const T*>(args.kv + block * args.block_bytes) +
                                 (int64_t{blockIdx.y} * 2 * page + (position & (page - 1))) * args.dims + d;
@@ -307,7 +309,7 @@ bool CudaBackend::attend_by_tensor_cores(const AttentionArgs& args) {
       .kv = kv.base,
       .block_bytes = kv.block_bytes,
       .page_shift = plan.page_shift,
-      .rows = plan.device_rows,
+      .rows = plan.device_rows[static_cast<size_t>(kv.group)],
       .tables = plan.device_tables,
       .items = schedule.device_items,
       .scale = args.scale,
@@ -371,7 +373,7 @@ void CudaBackend::attention(const AttentionArgs& args) {
       .kv = kv.base,
       .block_bytes = kv.block_bytes,
       .page_shift = plan.page_shift,
-      .rows = plan.device_rows,
+      .rows = plan.device_rows[static_cast<size_t>(kv.group)],
       .tables = plan.device_tables,
       .items = schedule.device_items,
       .scale = args.scale,

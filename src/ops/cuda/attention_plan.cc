@@ -171,18 +171,31 @@ void CudaBackend::plan(const Batch& batch, int32_t page_size) {
   plan.sampled.clear();
   for (const SamplingRow& row : batch.sampling) plan.sampled.push_back(row.token_index);
   plan.rows.clear();
+  plan.window_rows.clear();
+  const bool has_window = !batch.window_tables.empty();
+  TM_CHECK(!has_window || batch.window_tables.size() == batch.block_tables.size());
+  const auto window_begin = static_cast<int32_t>(batch.block_tables.size());
   plan.slots.assign(batch.tokens.size(), -1);
+  plan.window_slots.assign(has_window ? batch.tokens.size() : 0, -1);
+  const auto slot = [&](const std::vector<int32_t>& tables, const BatchRow& row, int32_t position) {
+    const int32_t block = tables[static_cast<size_t>(row.block_begin + position / page_size)];
+    TM_CHECK(block >= 0 && block < (INT32_MAX >> plan.page_shift));
+    return block * page_size + position % page_size;
+  };
   for (const BatchRow& row : batch.rows) {
     TM_CHECK(row.q_len >= 1 && row.kv_len >= row.q_len && row.token_begin >= 0 &&
              row.token_begin + row.q_len <= plan.num_tokens);
     TM_CHECK(row.block_begin >= 0 && int64_t{row.num_blocks} * page_size >= row.kv_len &&
              row.block_begin + static_cast<int64_t>(row.num_blocks) <= static_cast<int64_t>(batch.block_tables.size()));
     plan.rows.push_back({row.q_len, row.kv_len, row.token_begin, row.block_begin});
+    if (has_window) {  // its tables follow the others
+      plan.window_rows.push_back({row.q_len, row.kv_len, row.token_begin, window_begin + row.block_begin});
+    }
     for (int32_t i = 0; i < row.q_len; ++i) {
       const int32_t position = row.kv_len - row.q_len + i;
-      const int32_t block = batch.block_tables[static_cast<size_t>(row.block_begin + position / page_size)];
-      TM_CHECK(block >= 0 && block < (INT32_MAX >> plan.page_shift));
-      plan.slots[static_cast<size_t>(row.token_begin + i)] = block * page_size + position % page_size;
+      const auto token = static_cast<size_t>(row.token_begin + i);
+      plan.slots[token] = slot(batch.block_tables, row, position);
+      if (has_window) plan.window_slots[token] = slot(batch.window_tables, row, position);
     }
   }
   for (const int32_t slot : plan.slots) TM_CHECK(slot >= 0);  // every token belongs to a row
@@ -194,17 +207,23 @@ void CudaBackend::plan(const Batch& batch, int32_t page_size) {
   const size_t sampled = upload.add(std::span<const int32_t>(plan.sampled));
   const size_t slots = upload.add(std::span<const int32_t>(plan.slots));
   const size_t rows = upload.add(std::span<const PlanRow>(plan.rows));
+  const size_t window_slots = upload.add(std::span<const int32_t>(plan.window_slots));
+  const size_t window_rows = upload.add(std::span<const PlanRow>(plan.window_rows));
   for (CudaAttentionSchedule& schedule : plan.schedules) plan.fill(schedule, num_sms_);
   const std::vector<size_t> items = plan.add_items(upload);
   // Last: all the others have their place whatever the lengths of the sequences.
-  const size_t tables = upload.add(std::span<const int32_t>(batch.block_tables));
+  plan.tables = batch.block_tables;
+  plan.tables.insert(plan.tables.end(), batch.window_tables.begin(), batch.window_tables.end());
+  const size_t tables = upload.add(std::span<const int32_t>(plan.tables));
   upload.send(stream());
   plan.device_tokens = upload.at<int32_t>(tokens);
   plan.device_positions = upload.at<int32_t>(positions);
   plan.device_sampled = upload.at<int32_t>(sampled);
-  plan.device_slots = upload.at<int32_t>(slots);
+  plan.device_slots[0] = upload.at<int32_t>(slots);
+  plan.device_slots[1] = has_window ? upload.at<int32_t>(window_slots) : nullptr;
   plan.device_tables = upload.at<int32_t>(tables);
-  plan.device_rows = upload.at<PlanRow>(rows);
+  plan.device_rows[0] = upload.at<PlanRow>(rows);
+  plan.device_rows[1] = has_window ? upload.at<PlanRow>(window_rows) : nullptr;
   plan.set_items(upload, items);
 }
 

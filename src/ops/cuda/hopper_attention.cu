@@ -53,13 +53,15 @@ struct Unit {
   CudaAttentionItem item;
   PlanRow row;
   int head, count, past, begin, end, tiles;
+  int visible_begin;  // what lies before is in no row's window, and maybe not held
 
   __device__ explicit Unit(const TensorAttentionArgs& args) : item(args.items[blockIdx.x]), head(blockIdx.y) {
     row = args.rows[item.row];
     count = min(kRows, row.q_len * args.group - item.first);
     past = row.kv_len - row.q_len;
     end = past + (item.first + count - 1) / args.group + 1;
-    begin = args.window > 0 ? max(0, past + item.first / args.group - args.window + 1) / kKeys * kKeys : 0;
+    visible_begin = args.window > 0 ? max(0, past + item.first / args.group - args.window + 1) : 0;
+    begin = visible_begin / kKeys * kKeys;
     tiles = (end - begin + kKeys - 1) / kKeys;
   }
 };
@@ -76,8 +78,8 @@ __device__ void fill_stages(const HopperArgs& args, const Unit& unit, uint32_t k
     __syncwarp();
     for (int page = lane; page < pages; page += 32) {
       const int position = unit.begin + tile * kKeys + page * args.page;
-      int row = args.rows_total;  // past the end: zeros
-      if (position < unit.end) {
+      int row = args.rows_total;  // past the end, or before the window: zeros
+      if (position < unit.end && position + args.page > unit.visible_begin) {
         const int block = args.attention.tables[unit.row.block_begin + position / args.page];
         row = block * args.rows_per_block + (unit.head * 2 + part) * args.page;
       }

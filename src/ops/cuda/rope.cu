@@ -128,7 +128,9 @@ void CudaBackend::rope_kv_write(const RopeKvArgs& args) {
   TM_CHECK(kv.page_size == 1 << plan.page_shift && (kv.dtype == DType::kF32 || kv.dtype == DType::kBF16));
   TM_CHECK(kv.block_bytes >= cuda_kv_block_bytes(kv.kv_heads, kv.head_dim, kv.page_size, kv.dtype));
   TM_CHECK(args.rope == nullptr || (2 * args.rope->cos.cols <= kv.head_dim && args.rope->cos.rows == args.qkv.rows));
-  for (const int32_t slot : plan.slots) TM_CHECK(slot >> plan.page_shift < kv.num_blocks);
+  const std::vector<int32_t>& slots = kv.group == KvGroup::kWindow ? plan.window_slots : plan.slots;
+  TM_CHECK(static_cast<int32_t>(slots.size()) == plan.num_tokens);  // the batch has a table of this group
+  for (const int32_t slot : slots) TM_CHECK(slot >> plan.page_shift < kv.num_blocks);
   use_device();
   // For rows of one token the attention kernel can do all of this itself.
   const bool plain = args.rope != nullptr && args.q_norm == nullptr && args.k_norm == nullptr &&
@@ -154,7 +156,7 @@ void CudaBackend::rope_kv_write(const RopeKvArgs& args) {
                         .k_norm = args.k_norm != nullptr ? args.k_norm->weight : nullptr,
                         .q_eps = args.q_norm != nullptr ? args.q_norm->eps : 0.0f,
                         .k_eps = args.k_norm != nullptr ? args.k_norm->eps : 0.0f,
-                        .slots = plan.device_slots,
+                        .slots = plan.device_slots[static_cast<size_t>(kv.group)],
                         .kv = kv.base,
                         .block_bytes = kv.block_bytes,
                         .page_shift = plan.page_shift};

@@ -37,19 +37,22 @@ struct CudaAttentionSchedule {
 };
 
 struct CudaBackend::StepPlan {
-  std::vector<PlanRow> rows;
+  // Rows of a layer group (by KvGroup) say where their tables lie; those of the window group are empty where the batch
+  // has none.
+  std::vector<PlanRow> rows, window_rows;
   int32_t num_tokens = 0, page_shift = 0;
   std::vector<int32_t> tokens, positions, sampled;                    // as they were sent, to know them again
   const int32_t *batch_tokens = nullptr, *batch_positions = nullptr;  // the batch's own arrays, for the same end
   bool decode_only = false;                                           // every row has one token
-  bool one_split = false;      // for deterministic inference: where keys are split depends on the whole step, and
-                               // which kernel on the number of new tokens
-  std::vector<int32_t> slots;  // [num_tokens] block * page_size + row inside the block
+  bool one_split = false;  // for deterministic inference: where keys are split depends on the whole step, and which
+                           // kernel on the number of new tokens
+  std::vector<int32_t> slots, window_slots;  // [num_tokens] block * page_size + row inside the block
 
+  std::vector<int32_t> tables;  // of the full group, then of the window group
   PackedUpload upload;
   const int32_t *device_tokens = nullptr, *device_positions = nullptr, *device_sampled = nullptr;
-  const int32_t *device_slots = nullptr, *device_tables = nullptr;
-  const PlanRow* device_rows = nullptr;
+  const int32_t *device_slots[2] = {}, *device_tables = nullptr;  // slots and rows by KvGroup
+  const PlanRow* device_rows[2] = {};
 
   // One for each pair of head counts and kind met so far; a new one is sent by itself the first time.
   std::vector<CudaAttentionSchedule> schedules;

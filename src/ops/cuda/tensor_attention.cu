@@ -43,6 +43,7 @@ struct Work {
   CudaAttentionItem item;
   PlanRow row;
   int head, count, past, begin, end, tiles;  // keys [begin, end)
+  int visible_begin;                         // what lies before is in no row's window, and maybe not held
   uint32_t ring;
 
   __device__ Work(const TensorAttentionArgs& args_in, uint32_t ring_in, int rows_max)
@@ -52,7 +53,8 @@ struct Work {
     past = row.kv_len - row.q_len;
     const int first_position = past + item.first / args.group;
     const int last = past + (item.first + count - 1) / args.group + 1;
-    const int first = args.window > 0 ? max(0, first_position - args.window + 1) / kTile * kTile : 0;
+    visible_begin = args.window > 0 ? max(0, first_position - args.window + 1) : 0;
+    const int first = visible_begin / kTile * kTile;
     const int splits = max(item.num_splits, 1);
     const int span = ((last - first + splits - 1) / splits + kTile - 1) / kTile * kTile;
     begin = first + item.split * span;
@@ -72,14 +74,15 @@ struct Work {
   __device__ int64_t value_offset() const { return (int64_t{1} << args.page_shift) * kDim * 2; }
   __device__ uint32_t stage(int tile) const { return ring + tile % args.stages * kStageBytes<kDim>; }
 
-  // Copies the keys and values of a tile whose positions are in [from, to); zeros past the end.
+  // Copies the keys and values of a tile whose positions are in [from, to); zeros past the end
+  // and before the window.
   __device__ void fetch(int tile, int from, int to) const {
     constexpr int kChunks = kDim / 8, kKeys = kThreads / kChunks, kPasses = kTile / kKeys;
     const int chunk = threadIdx.x % kChunks, first = threadIdx.x / kChunks;
     const std::byte* source[kPasses];
 #pragma unroll
     for (int i = 0; i < kPasses; ++i) {
-      source[i] = key(min(begin + tile * kTile + first + i * kKeys, end - 1)) + chunk * 16;
+      source[i] = key(max(visible_begin, min(begin + tile * kTile + first + i * kKeys, end - 1))) + chunk * 16;
     }
     const int64_t to_value = value_offset();
 #pragma unroll
@@ -87,8 +90,9 @@ struct Work {
       const int slot = first + i * kKeys, position = begin + tile * kTile + slot;
       if (position < from || position >= to) continue;
       const uint32_t target = stage(tile) + swizzled<kDim>(slot, chunk);
-      copy_async16(target, source[i], position < end);
-      copy_async16(target + kTile * kDim * 2, source[i] + to_value, position < end);
+      const bool there = position >= visible_begin && position < end;
+      copy_async16(target, source[i], there);
+      copy_async16(target + kTile * kDim * 2, source[i] + to_value, there);
     }
   }
 

@@ -14,6 +14,7 @@ enum class Mutation {
   kFreedOneStepEarly = 2,    // a sequence's blocks go when its last step is scheduled, not when it is committed
   kDuplicateFreedEarly = 3,  // a duplicate goes while the scheduled step still reads and writes it
   kFailedStepKept = 4,       // what a failed step should have written stays in the tree
+  kWindowFreedEarly = 6,     // a window block goes while the next token still sees it
   kCopyFromUncommitted = 5,  // rows are copied from blocks that the same step is yet to write
 };
 

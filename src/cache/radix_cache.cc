@@ -8,7 +8,11 @@
 
 namespace tokenmill {
 
-RadixCache::RadixCache(const RadixCacheOptions& options) : options_(options), allocator_(options.num_blocks) {
+RadixCache::RadixCache(const RadixCacheOptions& options)
+    : options_(options),
+      allocator_(options.num_blocks),
+      window_allocator_(options.window > 0 ? options.window_blocks : 0),
+      window_uses_(static_cast<size_t>(window_allocator_.total_blocks())) {
   TM_CHECK(options.page_size >= 1 && options.page_size <= 64);
   TM_CHECK((options.page_size & (options.page_size - 1)) == 0);
 }
@@ -29,7 +33,7 @@ PrefixLease RadixCache::match(const std::string& name, TokenSpan tokens, Partial
   *partial = {};
   if (!enabled()) return lease;
   const int64_t page = page_size();
-  Place place = descend(root(name), tokens, /*committed_only=*/true);
+  Place place = window_place(descend(root(name), tokens, /*committed_only=*/true), tokens);
   int64_t whole = place.rows / page * page;
   if (whole > 0) place.node = split(place.branch, whole);
   place.rows -= whole;
@@ -41,11 +45,18 @@ PrefixLease RadixCache::match(const std::string& name, TokenSpan tokens, Partial
     std::copy(node->blocks.begin(), node->blocks.end(), lease.blocks.begin() + node->begin() / page);
   }
   touch(lease.node, /*hit=*/true);
+  touch_window(lease.node, /*hit=*/true);
   lock(lease.node, nullptr);
+  lease_window(lease, lease.tree_tokens + place.rows);
   if (place.rows > 0) {
     *partial = {place.branch->blocks[0], static_cast<int32_t>(place.rows)};
     lease.copy_source = place.branch;
+    if (options_.window > 0) {
+      partial->window_block = lease.copy_window = place.branch->window_blocks[0];
+      hold_window(lease.copy_window);
+    }
     touch(place.branch, /*hit=*/true);
+    touch_window(place.branch, /*hit=*/true);
     lock(place.branch, nullptr);
   }
   return lease;
@@ -54,6 +65,8 @@ PrefixLease RadixCache::match(const std::string& name, TokenSpan tokens, Partial
 void RadixCache::copy_done(PrefixLease& lease) {
   if (lease.copy_source) unlock(lease.copy_source, nullptr);
   lease.copy_source = nullptr;
+  if (lease.copy_window >= 0) drop_window(lease.copy_window);
+  lease.copy_window = -1;
 }
 
 bool RadixCache::acquire(int64_t n, std::vector<int32_t>& out) {
@@ -70,6 +83,7 @@ void RadixCache::enter(const std::string& name, PrefixLease& lease, TokenSpan to
 }
 
 void RadixCache::settle(PrefixLease& lease) {
+  settle_window(lease);
   for (const PrefixLease::Duplicate& duplicate : lease.duplicates) {
     if (!mutated(Mutation::kDuplicateFreedEarly)) allocator_.release(lease.blocks[duplicate.index]);
     lease.blocks[duplicate.index] = duplicate.tree_block;
@@ -83,6 +97,7 @@ void RadixCache::finish(const std::string& name, PrefixLease& lease, TokenSpan t
     detach_tail(lease);
     // A tail that is still being copied from stays as it is; then what follows it has no place in the tree.
     if (!lease.node || !lease.node->live_tail) extend(name, lease, tokens, 0, /*live=*/false);
+    settle_window(lease);
   }
   release_lease(lease);
 }
@@ -118,7 +133,8 @@ void RadixCache::extend(const std::string& name, PrefixLease& lease, TokenSpan t
     const int64_t begin = node->end;
     std::span<const int32_t> blocks(lease.blocks);
     node = add_child(node, tokens.subspan(begin, whole_end - begin),
-                     blocks.subspan(begin / page, (whole_end - begin) / page), step, /*live=*/false);
+                     blocks.subspan(begin / page, (whole_end - begin) / page),
+                     window_part(lease, begin / page, (whole_end - begin) / page), step, /*live=*/false);
   }
   lock(node, lease.node);
   lease.node = node;
@@ -131,10 +147,19 @@ void RadixCache::add_tail(PrefixLease& lease, TokenSpan tokens, uint64_t step, b
   TokenSpan tail = tokens.subspan(lease.tree_tokens);
   TM_CHECK(static_cast<int64_t>(tail.size()) < page_size());
   if (tail.empty()) return;
-  auto [nearest, rows] = nearest_child(lease.node, tail, /*committed_only=*/false);
+  auto [nearest, rows] = nearest_child(lease.node, tail, /*committed_only=*/false, /*with_window=*/true);
   if (nearest && rows == static_cast<int64_t>(tail.size())) return;
+  const int64_t index = lease.tree_tokens / page_size();
+  if (options_.window > 0) {
+    const auto equal = lease.node->children.find(tail);  // but for its window block
+    if (equal != lease.node->children.end()) {
+      const int32_t own = lease.window_blocks[static_cast<size_t>(index)];
+      if (step == 0 && own >= 0) give_window(*equal, 0, own);
+      return;
+    }
+  }
   std::span<const int32_t> blocks(lease.blocks);
-  RadixNode* node = add_child(lease.node, tail, blocks.subspan(lease.tree_tokens / page_size(), 1), step, live);
+  RadixNode* node = add_child(lease.node, tail, blocks.subspan(index, 1), window_part(lease, index, 1), step, live);
   lock(node, lease.node);
   lease.node = node;
   lease.tree_tokens = node->end;
@@ -148,6 +173,14 @@ void RadixCache::detach_tail(PrefixLease& lease) {
   lease.node = tail->parent;
   lease.tree_tokens = lease.node->end;
   unlock(tail, lease.node);
+  if (options_.window > 0) {  // behind the window by now, but still of use in the tree
+    const auto index = static_cast<size_t>(lease.tree_tokens / page_size());
+    const int32_t block = tail->window_blocks[0];
+    if (block >= 0 && lease.window_blocks[index] < 0) {
+      hold_window(block);
+      lease.window_blocks[index] = block;
+    }
+  }
   remove_leaf(tail, /*free_blocks=*/false);
 }
 
@@ -157,9 +190,13 @@ void RadixCache::release_lease(PrefixLease& lease) {
   }
   const int64_t in_tree = (lease.tree_tokens + page_size() - 1) / page_size();
   for (size_t i = in_tree; i < lease.blocks.size(); ++i) allocator_.release(lease.blocks[i]);
+  for (const int32_t block : lease.window_blocks) {
+    if (block >= 0) drop_window(block);
+  }
   if (lease.node) {
     lease.node->live_tail = false;
     touch(lease.node, /*hit=*/false);
+    touch_window(lease.node, /*hit=*/false);
     unlock(lease.node, nullptr);
   }
   lease = {};
@@ -211,12 +248,22 @@ void RadixCache::change_pins(const PrefixLease& lease, int32_t change) {
       if ((node->pins > 0) != was_pinned) pinned_blocks_ += change * static_cast<int64_t>(node->blocks.size());
     }
   }
+  const auto change_window = [&](int32_t block) {
+    if (block < 0) return;
+    WindowUse& use = window_uses_[block];
+    const bool was_pinned = use.pins > 0;
+    use.pins += change;
+    if ((use.pins > 0) != was_pinned) window_pinned_ += change;
+  };
+  for (const int32_t block : lease.window_blocks) change_window(block);
+  change_window(lease.copy_window);
 }
 
 void RadixCache::clear() {
   TM_CHECK(locked_blocks_ == pinned_blocks_ && pending_.empty());
   while (!eviction_order_.empty()) remove_leaf(std::get<2>(*eviction_order_.begin()), /*free_blocks=*/true);
   TM_CHECK(tree_blocks_ == pinned_blocks_);
+  if (window_idle_ > 0) evict_window(window_idle_);
   std::erase_if(roots_, [](const auto& entry) { return entry.second->locks == 0 && entry.second->watches.empty(); });
 }
 

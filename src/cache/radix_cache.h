@@ -9,6 +9,14 @@
 // copied into a block of the new owner (BlockCopy). What a step will write enters the tree at once, marked with that
 // step: it can be neither matched nor evicted until commit(step), and leaves the tree with fail(step).
 //
+// Layers with a window have blocks of their own (RadixCacheOptions::window). A lease holds those of its last `window`
+// tokens, and of what is being computed, only; what it leaves behind stays in the tree while there is room, or is free:
+//
+//   blocks         b0 b1 b2 b3 b4 b5 b6
+//   window_blocks  -1 -1 -1 -1 w4 w5 w6     [trim_window() has passed b3]
+//
+// A match ends at the longest prefix whose last `window` tokens are still there (radix_window.cc).
+//
 // Rows of a block in the tree never change. The one block of the tree that is still written is a running sequence's
 // last: its rows so far are in the tree (live_tail), later rows are that sequence's alone.
 #pragma once
@@ -38,11 +46,18 @@ struct PrefixLease {
   RadixNode* node = nullptr;          // the deepest locked node; null: nothing is locked
   RadixNode* copy_source = nullptr;   // locked until the copy has been made
   std::vector<Duplicate> duplicates;  // settled at commit
+  // The table of the window group, as far as acquired: -1 where nothing is held. Empty without such a group.
+  std::vector<int32_t> window_blocks;
+  size_t window_begin = 0;   // trim_window() has given up everything before
+  int32_t copy_window = -1;  // window block of copy_source, held as long
+
+  int64_t window_held() const { return static_cast<int64_t>(window_blocks.size() - window_begin); }
 };
 
 // The matched rows of a partly shared block; num_rows 0: none.
 struct PartialMatch {
   int32_t block = 0, num_rows = 0;
+  int32_t window_block = -1;  // the same rows in the window group
 };
 
 // A waiting sequence hung on the tree: `matched` follows every change of the tree without a new walk from the root.
@@ -63,6 +78,8 @@ struct RadixCacheOptions {
   int32_t num_blocks = 0;
   bool enabled = true;  // false: nothing ever matches or enters, blocks only
   EvictionPolicy eviction = EvictionPolicy::kLru;
+  // Tokens that layers with a window see, and their blocks, numbered by themselves; 0: there is no such group.
+  int32_t window = 0, window_blocks = 0;
 };
 
 class RadixCache {
@@ -79,6 +96,11 @@ class RadixCache {
   void copy_done(PrefixLease& lease);
   // Appends n blocks, evicting leaves in the order of the policy as needed; false: not possible, nothing has changed.
   bool acquire(int64_t n, std::vector<int32_t>& out);
+  // Lengthens the window table to `end` blocks, evicting window blocks as needed; false: not possible, nothing has
+  // changed.
+  bool acquire_window(int64_t end, PrefixLease& lease);
+  // Gives up the window blocks that no token from `kv_len` on needs; after the commit that made it kv_len tokens.
+  void trim_window(PrefixLease& lease, int64_t kv_len);
   // The sequence's tokens up to `tokens.size()` will have been computed by `step`: they enter the tree, uncommitted.
   // Where the tree already holds an equal block it is noted in lease.duplicates.
   void enter(const std::string& name, PrefixLease& lease, TokenSpan tokens, uint64_t step);
@@ -112,6 +134,13 @@ class RadixCache {
   int64_t locked_tokens() const { return locked_tokens_; }  // distinct tokens in the tree that leases hold
   int64_t evictions() const { return evictions_; }          // blocks
   int64_t num_nodes() const { return num_nodes_; }
+  int32_t window() const { return options_.window; }
+  int64_t window_free_blocks() const { return window_allocator_.free_blocks(); }
+  int64_t window_total_blocks() const { return window_allocator_.total_blocks(); }
+  int64_t window_cached_blocks() const { return window_cached_; }
+  int64_t window_available_blocks() const { return window_free_blocks() + window_idle_; }
+  int64_t window_pinned_blocks() const { return window_pinned_; }
+  int64_t window_evictions() const { return window_evictions_; }  // blocks
 
   // Holds the longest committed prefix of `tokens` until unpin(), whoever runs; to the block where its end is shared
   // with a running sequence's tail. A pinned lease is one of check_integrity()'s leases.
@@ -132,7 +161,8 @@ class RadixCache {
   };
   Place descend(RadixNode* from, TokenSpan tokens, bool committed_only) const;
   RadixNode* exact_child(const RadixNode* node, TokenSpan rest) const;
-  std::pair<RadixNode*, int64_t> nearest_child(const RadixNode* node, TokenSpan rest, bool committed_only) const;
+  std::pair<RadixNode*, int64_t> nearest_child(const RadixNode* node, TokenSpan rest, bool committed_only,
+                                               bool with_window = false) const;
   RadixNode* root(const std::string& name);
 
   void lock(RadixNode* node, const RadixNode* above);  // node and its ancestors below `above`
@@ -142,7 +172,8 @@ class RadixCache {
   EvictionEntry eviction_entry(RadixNode* node) const;
   void update_evictable(RadixNode* node);
 
-  RadixNode* add_child(RadixNode* parent, TokenSpan tokens, std::span<const int32_t> blocks, uint64_t step, bool live);
+  RadixNode* add_child(RadixNode* parent, TokenSpan tokens, std::span<const int32_t> blocks,
+                       std::span<const int32_t> window_blocks, uint64_t step, bool live);
   RadixNode* split(RadixNode* node, int64_t tokens);  // returns the new upper part
   void remove_leaf(RadixNode* node, bool free_blocks);
   void evict(int64_t blocks);
@@ -151,6 +182,22 @@ class RadixCache {
   void add_tail(PrefixLease& lease, TokenSpan tokens, uint64_t step, bool live);
   void detach_tail(PrefixLease& lease);
   void release_lease(PrefixLease& lease);  // unlocks, frees what is the sequence's own
+
+  // radix_window.cc
+  std::span<const int32_t> window_part(const PrefixLease& lease, int64_t begin, int64_t count) const;
+  Place window_place(Place place, TokenSpan tokens) const;
+  void lease_window(PrefixLease& lease, int64_t matched);
+  void settle_window(PrefixLease& lease);
+  void hold_window(int32_t block);
+  void drop_window(int32_t block);
+  void give_window(RadixNode* node, size_t index, int32_t block);
+  void take_window(RadixNode* node, size_t index);
+  void split_window(RadixNode* upper, RadixNode* lower, size_t blocks);
+  void touch_window(RadixNode* end, bool hit);
+  void update_window_evictable(RadixNode* node);
+  EvictionEntry window_entry(RadixNode* node) const;
+  void evict_window(int64_t blocks);
+  void check_window(std::span<const PrefixLease* const> leases, std::span<const RadixNode* const> nodes) const;
 
   void hang(PrefixWatch& watch, RadixNode* from);
   void unhang(PrefixWatch& watch);
@@ -161,8 +208,18 @@ class RadixCache {
   void check_watches(const RadixNode* node) const;
   void check_node(const RadixNode* node, std::vector<char>& in_tree, int64_t sums[5]) const;
 
+  // Who has a window block: it is free where nobody does.
+  struct WindowUse {
+    int32_t leases = 0, pins = 0;
+    RadixNode* node = nullptr;
+  };
+
   RadixCacheOptions options_;
   BlockAllocator allocator_;
+  BlockAllocator window_allocator_;
+  std::vector<WindowUse> window_uses_;
+  std::set<EvictionEntry> window_order_;
+  int64_t window_cached_ = 0, window_idle_ = 0, window_pinned_ = 0, window_evictions_ = 0;
   std::map<std::string, std::unique_ptr<RadixNode>> roots_;
   std::set<EvictionEntry> eviction_order_;
   std::vector<RadixNode*> pending_;

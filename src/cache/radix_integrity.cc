@@ -96,6 +96,7 @@ void RadixCache::check_integrity(std::span<const PrefixLease* const> leases) con
     TM_CHECK(node->locks == (it == locks.end() ? 0 : it->second));
   }
   TM_CHECK(allocator_.free_blocks() + tree_blocks_ + own_blocks == allocator_.total_blocks());
+  check_window(leases, nodes);
 }
 
 }  // namespace tokenmill

@@ -51,6 +51,13 @@ struct RadixNode {
   // The last block of a running sequence: rows past tokens.size() belong to that sequence, which goes on writing them.
   bool live_tail = false;
   bool evictable = false;  // is in RadixCache's eviction order
+  // Of layers with a window: the block of each of `blocks`, -1 where it was given up; empty: no such group.
+  std::vector<int32_t> window_blocks;
+  int64_t window_held = 0;        // of window_blocks, those that are there
+  int64_t window_idle = 0;        // of these, what no lease holds and can be evicted
+  size_t window_front = 0;        // none is there before this one
+  NodeHistory window_history;     // of matches that ended at most a window further
+  bool window_evictable = false;  // is in RadixCache's order of window eviction
   std::set<RadixNode*, FirstBlockLess> children;
   std::map<int32_t, PrefixWatch*> watches;  // waiting sequences that hang here, by their next token (-1: at their end)
 

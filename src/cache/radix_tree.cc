@@ -24,8 +24,8 @@ RadixNode* RadixCache::exact_child(const RadixNode* node, TokenSpan rest) const 
 
 // The child that shares most leading tokens with `rest`, and how many of its first block's. In the children's order the
 // shared length falls in both directions from the query's place, so each side is walked only while it can still win.
-std::pair<RadixNode*, int64_t> RadixCache::nearest_child(const RadixNode* node, TokenSpan rest,
-                                                         bool committed_only) const {
+std::pair<RadixNode*, int64_t> RadixCache::nearest_child(const RadixNode* node, TokenSpan rest, bool committed_only,
+                                                         bool with_window) const {
   std::pair<RadixNode*, int64_t> best = {nullptr, 0};
   TokenSpan query = rest.first(std::min<size_t>(rest.size(), page_size()));
   if (query.empty()) return best;
@@ -34,6 +34,7 @@ std::pair<RadixNode*, int64_t> RadixCache::nearest_child(const RadixNode* node, 
     int64_t rows = common_prefix(child->first_block(), query);
     if (rows <= best.second) return false;
     if (committed_only && child->pending_step && !mutated(Mutation::kCopyFromUncommitted)) return true;
+    if (with_window && options_.window > 0 && child->window_blocks[0] < 0) return true;
     best = {child, rows};
     return false;
   };
@@ -59,12 +60,13 @@ RadixCache::Place RadixCache::descend(RadixNode* from, TokenSpan tokens, bool co
   }
 }
 
-RadixNode* RadixCache::add_child(RadixNode* parent, TokenSpan tokens, std::span<const int32_t> blocks, uint64_t step,
-                                 bool live) {
+RadixNode* RadixCache::add_child(RadixNode* parent, TokenSpan tokens, std::span<const int32_t> blocks,
+                                 std::span<const int32_t> window_blocks, uint64_t step, bool live) {
   TM_CHECK(parent->end % page_size() == 0 && !tokens.empty());
   // A leaf whose few rows the new block repeats is of no more use.
   auto [shadowed, rows] = nearest_child(parent, tokens, /*committed_only=*/true);
-  if (shadowed && rows == static_cast<int64_t>(shadowed->tokens.size()) && shadowed->locks == 0) {
+  const bool loses_window = shadowed && options_.window > 0 && shadowed->window_blocks[0] >= 0 && window_blocks[0] < 0;
+  if (shadowed && rows == static_cast<int64_t>(shadowed->tokens.size()) && shadowed->locks == 0 && !loses_window) {
     remove_leaf(shadowed, /*free_blocks=*/true);
   }
   auto* node = new RadixNode;
@@ -75,6 +77,11 @@ RadixNode* RadixCache::add_child(RadixNode* parent, TokenSpan tokens, std::span<
   node->blocks.assign(blocks.begin(), blocks.end());
   node->end = parent->end + static_cast<int64_t>(tokens.size());
   node->history = {.created = ++clock_, .last_access = clock_, .hits = 0};
+  node->window_history = node->history;
+  node->window_blocks.assign(window_blocks.size(), -1);
+  for (size_t i = 0; i < window_blocks.size(); ++i) {
+    if (window_blocks[i] >= 0) give_window(node, i, window_blocks[i]);
+  }
   node->pending_step = step;
   node->live_tail = live;
   if (step) pending_.push_back(node);
@@ -109,6 +116,7 @@ RadixNode* RadixCache::split(RadixNode* node, int64_t tokens) {
   upper->blocks.assign(node->blocks.begin(), node->blocks.begin() + cut / page_size());
   node->tokens.erase(node->tokens.begin(), node->tokens.begin() + cut);
   node->blocks.erase(node->blocks.begin(), node->blocks.begin() + cut / page_size());
+  split_window(upper, node, static_cast<size_t>(tokens / page_size()));
   node->parent = upper;
   upper->children.insert(node);
   parent->children.insert(upper);
@@ -126,6 +134,7 @@ void RadixCache::remove_leaf(RadixNode* node, bool free_blocks) {
   parent->children.erase(node);
   if (node->pending_step) std::erase(pending_, node);
   tree_blocks_ -= static_cast<int64_t>(node->blocks.size());
+  for (size_t i = 0; i < node->window_blocks.size(); ++i) take_window(node, i);
   --num_nodes_;
   if (free_blocks) {
     for (int32_t block : node->blocks) allocator_.release(block);
@@ -197,6 +206,10 @@ void RadixCache::evict(int64_t blocks) {
     for (int64_t i = 0; i < taken; ++i) {
       allocator_.release(node->blocks.back());
       node->blocks.pop_back();
+      if (options_.window == 0) continue;
+      take_window(node, node->window_blocks.size() - 1);
+      node->window_blocks.pop_back();
+      node->window_front = std::min(node->window_front, node->window_blocks.size());
     }
     tree_blocks_ -= taken;
     int64_t kept = static_cast<int64_t>(node->blocks.size()) * page_size();

@@ -60,10 +60,19 @@ std::optional<int32_t> main_eos(const ModelConfig& config, const Tokenizer* toke
 }
 
 // Tokens one step can hold: a chunk (or whole prompts) and the decodes that ride along. Each takes a place in the pool.
+int64_t prefill_tokens_per_step(const ServerArgs& args) {
+  return *args.chunked_prefill_size > 0 ? *args.chunked_prefill_size
+                                        : std::max(args.max_prefill_tokens, *args.context_length);
+}
 int64_t tokens_per_step(const ServerArgs& args, int64_t max_total_num_tokens) {
-  const int64_t prefill = *args.chunked_prefill_size > 0 ? *args.chunked_prefill_size
-                                                         : std::max(args.max_prefill_tokens, *args.context_length);
-  return std::min(prefill, max_total_num_tokens) + *args.max_running_requests;
+  return std::min(prefill_tokens_per_step(args), max_total_num_tokens) + *args.max_running_requests;
+}
+
+// The window that all layers with one share in the KV pool: the longest. 0: there is none that leaves anything out.
+int32_t window_of_group(const ModelConfig& config, int64_t context_length) {
+  int32_t window = 0;
+  for (const int32_t of_layer : config.layer_window) window = std::max(window, of_layer);
+  return window < context_length ? window : 0;
 }
 
 // Rows of the largest step that runs as a CUDA graph. Those of a few rows are captured at start, the others when first
@@ -140,15 +149,21 @@ EngineCore::EngineCore(ServerArgs args, EngineParts parts)
   const auto start = std::chrono::steady_clock::now();
   const auto seconds = [&] { return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count(); };
   const auto page_size = static_cast<int32_t>(*args_.page_size);
-  const int64_t block_bytes =
-      ModelRunner::kv_bytes_per_block(*parts.model, *parts.backend, page_size, false, KvGroup::kFull);
-  const int32_t num_blocks = choose_num_blocks(args_, {.context_length = *args_.context_length,
-                                                       .block_bytes = block_bytes,
-                                                       .available_bytes = parts.backend->available_memory(),
-                                                       .available_before_load = parts.available_before_load,
-                                                       .weight_bytes = weight_bytes_,
-                                                       .own_memory = device_defaults(*args_.device).own_memory});
-  kv_bytes_per_token_ = block_bytes / page_size;
+  const int32_t window = window_of_group(model_config_, *args_.context_length);
+  const auto block_bytes = [&](KvGroup group) {
+    return ModelRunner::kv_bytes_per_block(*parts.model, *parts.backend, page_size, window > 0, group);
+  };
+  const auto [num_blocks, window_blocks] =
+      choose_pool_blocks(args_, {.context_length = *args_.context_length,
+                                 .block_bytes = block_bytes(KvGroup::kFull),
+                                 .window = window,
+                                 .chunk_tokens = std::min(prefill_tokens_per_step(args_), *args_.context_length),
+                                 .window_block_bytes = block_bytes(KvGroup::kWindow),
+                                 .available_bytes = parts.backend->available_memory(),
+                                 .available_before_load = parts.available_before_load,
+                                 .weight_bytes = weight_bytes_,
+                                 .own_memory = device_defaults(*args_.device).own_memory});
+  kv_bytes_per_token_ = (block_bytes(KvGroup::kFull) + block_bytes(KvGroup::kWindow)) / page_size;
   max_total_num_tokens_ = int64_t{num_blocks} * page_size;
   if (!args_.max_running_requests) {
     args_.max_running_requests = choose_running_requests(max_total_num_tokens_, *args_.context_length);
@@ -158,18 +173,25 @@ EngineCore::EngineCore(ServerArgs args, EngineParts parts)
       std::make_unique<ModelRunner>(std::move(parts.backend), std::move(parts.model),
                                     RunnerOptions{.page_size = page_size,
                                                   .num_blocks = num_blocks,
+                                                  .window_blocks = window_blocks,
                                                   .max_tokens_per_step = tokens_per_step(args_, max_total_num_tokens_),
                                                   .max_rows = *args_.max_running_requests,
                                                   .graph_rows_max = args_.cuda_graph_max_bs.value_or(kGraphRowsDefault),
                                                   .use_graphs = !args_.disable_cuda_graph});
   runner_->backend().set_warning_sink([this](const std::string& line) { logger_.warning(line); });
   SchedulerOptions options = scheduler_options(args_, num_blocks, tokenizer_, logger_);
+  options.window = window;
+  options.window_blocks = window_blocks;
   options.on_first_admission = [this](uint64_t id, double queued_seconds, int64_t cached_tokens) {
     on_first_admission(id, queued_seconds, cached_tokens);
   };
   scheduler_ = std::make_unique<Scheduler>(std::move(options));
   if (args_.trace_path) trace_ = std::make_unique<TraceWriter>(*args_.trace_path);
   scheduler_stats_ = scheduler_->stats();
+  if (window > 0) {
+    logger_.info(fmt::format("Use Sliding window memory pool. full_layer_tokens={}, swa_layer_tokens={}",
+                             max_total_num_tokens_, int64_t{window_blocks} * page_size));
+  }
   logger_.info("Memory pool end. avail mem=" + gib_text(runner_->backend().available_memory()) + " GB");
   pool_seconds_ = seconds();
   if (runner_->backend().has_graphs() && !args_.disable_cuda_graph) {

@@ -61,6 +61,67 @@ int32_t choose_num_blocks(const ServerArgs& args, const PoolFacts& facts) {
   return static_cast<int32_t>(blocks);
 }
 
+namespace {
+
+// A window and what a step adds to it, at any place in its first block.
+int64_t window_span(const PoolFacts& facts, int64_t page, int64_t tokens) {
+  return (facts.window + tokens + 2 * page - 2) / page;
+}
+
+// What the window layers need for certain beside `full` blocks of the others, or are content with.
+int64_t window_blocks(const ServerArgs& args, const PoolFacts& facts, int64_t full, bool roomy) {
+  const int64_t page = *args.page_size, least = window_span(facts, page, facts.chunk_tokens) + 1;
+  const int64_t running = args.max_running_requests.value_or(std::numeric_limits<int32_t>::max());
+  const int64_t all = running * window_span(facts, page, 1) + facts.chunk_tokens / page + full / 4;
+  const int64_t content = std::min(all, full / 2);
+  return std::min(full, std::max(roomy ? all : content, least));
+}
+
+}  // namespace
+
+PoolBlocks choose_pool_blocks(const ServerArgs& args, const PoolFacts& facts) {
+  if (facts.window == 0) return {choose_num_blocks(args, facts), 0};
+  PoolFacts together = facts;  // every token in all layers: what fits in any case
+  together.block_bytes = facts.block_bytes + facts.window_block_bytes;
+  const auto bytes = [&](int64_t full, int64_t window) {
+    return static_cast<double>(full) * static_cast<double>(facts.block_bytes) +
+           static_cast<double>(window) * static_cast<double>(facts.window_block_bytes);
+  };
+  const int64_t page = *args.page_size;
+  double bytes_max = std::numeric_limits<double>::infinity();
+  if (facts.available_bytes > 0) {
+    bytes_max = static_cast<double>(std::min(facts.available_bytes, static_limit(args, facts)));
+    if (!facts.own_memory && !args.max_total_tokens) {
+      bytes_max = std::min(bytes_max, static_cast<double>(facts.available_bytes / 4));
+    }
+  }
+  if (args.max_total_tokens) {
+    const int64_t full = *args.max_total_tokens / page;
+    for (const bool roomy : {true, false}) {
+      if (full < 1 || full > kBlocksMax) break;
+      const int64_t window = window_blocks(args, facts, full, roomy);
+      if (bytes(full, window) <= bytes_max) return {static_cast<int32_t>(full), static_cast<int32_t>(window)};
+    }
+    return {choose_num_blocks(args, together), choose_num_blocks(args, together)};  // says what is wrong
+  }
+  int64_t low = choose_num_blocks(args, together), high = kBlocksMax;
+  if (!facts.own_memory) {
+    const int64_t context_blocks = (facts.context_length + page - 1) / page;
+    if (context_blocks <= kBlocksMax / *args.max_running_requests) high = context_blocks * *args.max_running_requests;
+  }
+  while (low < high) {  // the most that fits
+    const int64_t middle = low + (high - low + 1) / 2;
+    if (bytes(middle, window_blocks(args, facts, middle, false)) <= bytes_max) {
+      low = middle;
+    } else {
+      high = middle - 1;
+    }
+  }
+  const int64_t roomy = window_blocks(args, facts, low, true);
+  const int64_t window = bytes(low, roomy) <= bytes_max ? roomy : window_blocks(args, facts, low, false);
+  return {static_cast<int32_t>(low), static_cast<int32_t>(window)};
+}
+
 int64_t choose_running_requests(int64_t max_total_num_tokens, int64_t context_length) {
   const int64_t by_pool =
       static_cast<int64_t>(static_cast<double>(max_total_num_tokens) / static_cast<double>(context_length) * 512);

@@ -18,6 +18,33 @@ int64_t Scheduler::Impl::reserved_blocks() const {
   return blocks;
 }
 
+// The same of the window group, where nobody wants more than the window and what is being computed.
+int64_t Scheduler::Impl::reserved_window() const {
+  if (options.window == 0) return 0;
+  int64_t blocks = 0;
+  for (const Sequence* sequence : running) {
+    const double expected = std::min(sequence->new_tokens_left(), kLookaheadTokensMax) * ratio.value();
+    const int64_t end = sequence->num_tokens() + static_cast<int64_t>(std::ceil(expected));
+    const int64_t chunk = std::max<int64_t>(1, sequence->num_tokens() - sequence->scheduled_len);
+    blocks += window_wanted(*sequence, end, std::min(chunk, std::max<int64_t>(1, options.chunked_prefill_size)));
+  }
+  return blocks;
+}
+
+// Whether the window group has room for a sequence that is to be computed from `matched` to `end` tokens, `chunk` of
+// them now. When nothing runs it begins with what there is room for.
+bool Scheduler::Impl::fit_window(PrefixLease& lease, int64_t matched, int64_t end, const Budget& budget,
+                                 int64_t& chunk) const {
+  if (options.window == 0) return true;
+  const int64_t wanted = window_span(end, chunk) - lease.window_held();
+  if (wanted <= cache.window_available_blocks() - budget.reserved_window && matched + chunk <= window_end_max(lease)) {
+    return true;
+  }
+  if (!running.empty()) return false;
+  chunk = std::min(chunk, window_end_max(lease) - matched);
+  return chunk > 0;
+}
+
 bool Scheduler::Impl::must_wait(const Sequence& sequence) const {
   if (!cache.enabled()) return false;
   auto it = groups.find(sequence.spec.group);
@@ -30,11 +57,14 @@ bool Scheduler::Impl::fits_surely_not(const Sequence& sequence, const Budget& bu
   if (running.empty()) return false;
   int64_t ahead = std::min(sequence.new_tokens_left(), kLookaheadTokensMax);
   int64_t wanted = blocks_for(sequence.num_tokens() + ahead) - sequence.watch.matched / options.page_size;
-  return cache.available_blocks() - budget.reserved_blocks < wanted;
+  if (cache.available_blocks() - budget.reserved_blocks < wanted) return true;
+  if (sequence.watch.matched > 0) return false;
+  return cache.window_available_blocks() - budget.reserved_window < window_span(sequence.num_tokens() + ahead, 1);
 }
 
 void Scheduler::Impl::admit(Budget& budget) {
   budget.reserved_blocks = reserved_blocks();
+  budget.reserved_window = reserved_window();
   waiting.begin_scan();
   int64_t passed = 0;
   while (Sequence* sequence = waiting.next()) {
@@ -55,9 +85,17 @@ Scheduler::Impl::Admitted Scheduler::Impl::try_admit(Sequence& sequence, Budget&
   const int64_t left = sequence.new_tokens_left();
   PartialMatch rows;
   PrefixLease lease = cache.match(sequence.spec.cache_namespace, tokens.first(total - 1), &rows);
+  const int64_t end = total + std::min(left, kLookaheadTokensMax);
+  // Without its rows a match of the window group may have to end earlier still.
+  while (options.window > 0 && running.empty() && rows.num_rows > 0 &&
+         cache.available_blocks() < blocks_for(total) - static_cast<int64_t>(lease.blocks.size())) {
+    const int64_t whole = lease.tree_tokens;
+    cache.abandon(lease);
+    lease = cache.match(sequence.spec.cache_namespace, tokens.first(static_cast<size_t>(whole)), &rows);
+  }
   const int64_t shared = static_cast<int64_t>(lease.blocks.size());
   const int64_t needed_now = blocks_for(total) - shared;
-  const int64_t wanted = blocks_for(total + std::min(left, kLookaheadTokensMax)) - shared;
+  const int64_t wanted = blocks_for(end) - shared;
 
   if (cache.available_blocks() - budget.reserved_blocks < wanted) {
     if (!running.empty()) {
@@ -80,19 +118,31 @@ Scheduler::Impl::Admitted Scheduler::Impl::try_admit(Sequence& sequence, Budget&
     }
   }
   const int64_t matched = lease.tree_tokens + rows.num_rows;
-  const int64_t chunk = chunk_length(matched, total, budget);
+  int64_t chunk = chunk_length(matched, total, budget);
+  if (chunk > 0 && !fit_window(lease, matched, end, budget, chunk)) {
+    cache.abandon(lease);
+    if (!running.empty()) return Admitted::kStop;
+    abort_now(sequence, "The request needs KV memory for its window of " + std::to_string(options.window) +
+                            " tokens, but the pool of the window layers holds " +
+                            std::to_string(cache.window_total_blocks() * options.page_size) + pinned_note() +
+                            ". Use a larger max_total_tokens or mem_fraction_static.");
+    return Admitted::kEnded;
+  }
   if (chunk == 0) {
     cache.abandon(lease);
     return Admitted::kStop;
   }
 
-  if (!acquire(needed_now, lease.blocks)) {
+  if (!acquire(needed_now, lease.blocks) || !cache.acquire_window(blocks_for(matched + chunk), lease)) {
     cache.abandon(lease);  // another step will find room
     return Admitted::kStop;
   }
   waiting.remove(sequence);
   if (sequence.tokens.empty()) sequence.tokens = *sequence.spec.prompt;
   if (rows.num_rows > 0) batch.copies.push_back({rows.block, lease.blocks[shared], rows.num_rows});
+  if (rows.num_rows > 0 && options.window > 0) {
+    batch.window_copies.push_back({rows.window_block, lease.window_blocks[shared], rows.num_rows});
+  }
   sequence.lease = std::move(lease);
   sequence.state = SequenceState::kPrefill;
   sequence.kv_len = matched;
@@ -116,6 +166,7 @@ Scheduler::Impl::Admitted Scheduler::Impl::try_admit(Sequence& sequence, Budget&
   }
   if (matched + chunk < total) partial = &sequence;
   budget.reserved_blocks += wanted - needed_now;
+  budget.reserved_window += window_wanted(sequence, end, 1);
   add_prefill_row(sequence, chunk, budget);
   return Admitted::kYes;
 }
@@ -131,6 +182,7 @@ void Scheduler::Impl::preempt() {
     if (static_cast<int64_t>(running.size()) >= options.max_running_requests) return false;
     Budget budget;
     budget.reserved_blocks = reserved_blocks();
+    budget.reserved_window = reserved_window();
     return !fits_surely_not(*first, budget);
   };
   std::vector<Sequence*> victims;

@@ -16,9 +16,20 @@ bool Scheduler::Impl::make_room_for_decodes() {
     }
     return blocks;
   };
-  if (wanted() > cache.available_blocks()) {
+  auto wanted_window = [&] {
+    int64_t blocks = 0;
+    for (const Sequence* sequence : running) {
+      if (options.window == 0 || sequence->state != SequenceState::kDecode) continue;
+      blocks += blocks_for(sequence->kv_len + 1) - static_cast<int64_t>(sequence->lease.window_blocks.size());
+    }
+    return blocks;
+  };
+  auto too_little = [&] {
+    return wanted() > cache.available_blocks() || wanted_window() > cache.window_available_blocks();
+  };
+  if (too_little()) {
     if (running.size() > 1) retract_some();
-    if (wanted() > cache.available_blocks()) {
+    if (too_little()) {
       TM_CHECK(running.size() == 1);
       abort_now(*running[0],
                 "Out of KV memory: the request is alone and cannot grow past " + std::to_string(running[0]->kv_len) +
@@ -32,7 +43,10 @@ bool Scheduler::Impl::make_room_for_decodes() {
   for (Sequence* sequence : running) {
     if (sequence->state != SequenceState::kDecode) continue;
     int64_t missing = blocks_for(sequence->kv_len + 1) - static_cast<int64_t>(sequence->lease.blocks.size());
-    if (missing > 0 && !acquire(missing, sequence->lease.blocks)) without.push_back(sequence);
+    if ((missing > 0 && !acquire(missing, sequence->lease.blocks)) ||
+        !cache.acquire_window(blocks_for(sequence->kv_len + 1), sequence->lease)) {
+      without.push_back(sequence);
+    }
   }
   for (Sequence* sequence : without) {
     retract(*sequence);
@@ -57,13 +71,14 @@ void Scheduler::Impl::retract_some() {
            std::tuple(b->num_outputs, -b->num_prompt(), a->spec.id);
   });
   auto enough = [&] {
-    int64_t blocks = 0;
+    int64_t blocks = 0, window_blocks = 0;
     for (const Sequence* sequence : running) {
       int64_t steps = std::min(kRetractDecodeSteps, sequence->new_tokens_left());
       int64_t blocks_then = blocks_for(sequence->num_tokens() + steps - 1);
       blocks += std::max<int64_t>(0, blocks_then - static_cast<int64_t>(sequence->lease.blocks.size()));
+      window_blocks += window_wanted(*sequence, sequence->num_tokens() + steps - 1, 1);
     }
-    return blocks <= cache.available_blocks();
+    return blocks <= cache.available_blocks() && window_blocks <= cache.window_available_blocks();
   };
   int64_t retracted = 0;
   for (Sequence* victim : victims) {

@@ -68,8 +68,11 @@ void Scheduler::Impl::end_sequence(Sequence& sequence, SequenceEvent event, Fini
 // What the sequence has left in the tree is held from now on; refused where too little would be left for others.
 void Scheduler::Impl::pin(const Sequence& sequence, FinishReason& reason) {
   PrefixLease lease = cache.pin(sequence.spec.cache_namespace, sequence.all_tokens());
-  const double share = static_cast<double>(cache.pinned_blocks()) / static_cast<double>(cache.total_blocks());
-  if (share <= kPinnedShareMax) {
+  const auto share = [](int64_t blocks, int64_t total) {
+    return total == 0 ? 0 : static_cast<double>(blocks) / static_cast<double>(total);
+  };
+  if (share(cache.pinned_blocks(), cache.total_blocks()) <= kPinnedShareMax &&
+      share(cache.window_pinned_blocks(), cache.window_total_blocks()) <= kPinnedShareMax) {
     const bool is_new = pinned.emplace(sequence.spec.pin, std::move(lease)).second;
     TM_CHECK(is_new);
     return;
@@ -110,6 +113,7 @@ void Scheduler::Impl::commit_rows() {
   std::vector<Sequence*> prefilled;
   for (Sequence* sequence : batch_sequences) {
     sequence->kv_len = sequence->scheduled_len;
+    cache.trim_window(sequence->lease, sequence->kv_len);
     if (sequence->state != SequenceState::kPrefill || sequence->kv_len < sequence->num_tokens()) continue;
     sequence->state = SequenceState::kDecode;
     auto it = groups.find(sequence->spec.group);

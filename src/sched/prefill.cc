@@ -34,6 +34,17 @@ void Scheduler::Impl::continue_partial(Budget& budget) {
   Sequence& sequence = *partial;
   int64_t chunk = chunk_length(sequence.kv_len, sequence.num_tokens(), budget);
   TM_CHECK(chunk > 0);
+  if (options.window > 0) {
+    chunk = std::min(chunk, window_end_max(sequence.lease) - sequence.kv_len);
+    if (chunk <= 0 && running.size() > 1) return;  // the others go on and end
+    if (chunk <= 0) {
+      return abort_now(sequence, "Out of KV memory: the request is alone, and its window layers need more than the " +
+                                     std::to_string(cache.window_total_blocks() * options.page_size) +
+                                     " tokens of their pool" + pinned_note() +
+                                     ". Use a larger max_total_tokens or mem_fraction_static.");
+    }
+    TM_CHECK(cache.acquire_window(blocks_for(sequence.kv_len + chunk), sequence.lease));
+  }
   if (sequence.kv_len + chunk == sequence.num_tokens()) partial = nullptr;
   add_prefill_row(sequence, chunk, budget);
 }
@@ -64,6 +75,11 @@ void Scheduler::Impl::add_row(Sequence& sequence, int64_t begin, int64_t end) {
     batch.positions.push_back(static_cast<int32_t>(position));
   }
   batch.block_tables.insert(batch.block_tables.end(), blocks.begin(), blocks.begin() + row.num_blocks);
+  if (options.window > 0) {
+    const std::vector<int32_t>& window = sequence.lease.window_blocks;
+    TM_CHECK(row.num_blocks <= static_cast<int64_t>(window.size()));
+    batch.window_tables.insert(batch.window_tables.end(), window.begin(), window.begin() + row.num_blocks);
+  }
   batch.rows.push_back(row);
   batch_sequences.push_back(&sequence);
   sequence.scheduled_len = end;

@@ -10,7 +10,8 @@ namespace tokenmill {
 
 Scheduler::Impl::Impl(SchedulerOptions scheduler_options)
     : options(std::move(scheduler_options)),
-      cache({options.page_size, options.num_blocks, !options.disable_radix_cache, options.eviction}),
+      cache({options.page_size, options.num_blocks, !options.disable_radix_cache, options.eviction, options.window,
+             options.window_blocks}),
       waiting(options.policy, options.random_seed, options.overtake_max, cache),
       ratio(options.schedule_conservativeness) {
   TM_CHECK(options.max_running_requests >= 1 && options.max_prefill_tokens >= 1 && options.decode_log_interval >= 1);
@@ -143,6 +144,8 @@ bool Scheduler::Impl::plan_step() {
   batch.rows.clear();
   batch.block_tables.clear();
   batch.copies.clear();
+  batch.window_tables.clear();
+  batch.window_copies.clear();
   batch.sampling.clear();
   batch.sampling_rows.clear();
   batch_sequences.clear();
@@ -169,6 +172,7 @@ void Scheduler::Impl::check_integrity() const {
     bool is_running = std::find(running.begin(), running.end(), sequence.get()) != running.end();
     TM_CHECK(is_running == (sequence->state != SequenceState::kWaiting));
     if (!is_running) TM_CHECK(sequence->lease.blocks.empty() && !sequence->lease.node);
+    if (!is_running) TM_CHECK(sequence->lease.window_blocks.empty());
     TM_CHECK(static_cast<int64_t>(sequence->lease.blocks.size()) >= blocks_for(sequence->kv_len));
     TM_CHECK(in_flight || (sequence->lease.duplicates.empty() && !sequence->lease.copy_source));
   }
@@ -180,6 +184,13 @@ void Scheduler::Impl::check_integrity() const {
     const std::vector<int32_t>& blocks = batch_sequences[row]->lease.blocks;
     TM_CHECK(std::equal(blocks.begin(), blocks.begin() + batch_row.num_blocks,
                         batch.block_tables.begin() + batch_row.block_begin));
+    if (options.window == 0) continue;
+    // What the row's first token sees is there.
+    const std::vector<int32_t>& window = batch_sequences[row]->lease.window_blocks;
+    const int64_t first = std::max<int64_t>(0, batch_row.kv_len - batch_row.q_len - options.window + 1);
+    TM_CHECK(std::equal(window.begin(), window.begin() + batch_row.num_blocks,
+                        batch.window_tables.begin() + batch_row.block_begin));
+    for (int64_t i = first / options.page_size; i < batch_row.num_blocks; ++i) TM_CHECK(window[i] >= 0);
   }
 }
 

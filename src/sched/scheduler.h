@@ -25,6 +25,8 @@ namespace tokenmill {
 struct SchedulerOptions {
   int32_t page_size = 32;
   int32_t num_blocks = 0;
+  // Tokens that layers with a window see, and the blocks of their own pool; 0: no such pool.
+  int32_t window = 0, window_blocks = 0;
   int64_t context_length = 0;
   int64_t max_running_requests = 256;
   int64_t max_prefill_tokens = 16384;
@@ -60,6 +62,7 @@ struct SchedulerStats {
   int64_t evictions = 0, retractions = 0, preemptions = 0;  // blocks, sequences, sequences
   int64_t timeouts = 0;                                     // sequences; they count as aborted, too
   int64_t blocks_free = 0, blocks_total = 0, blocks_cached = 0, blocks_pinned = 0;
+  int64_t window_blocks_free = 0, window_blocks_total = 0, window_blocks_cached = 0, window_evictions = 0;
   int64_t steps = 0, prefill_steps = 0, decode_steps = 0;
   double last_gen_throughput = 0;
 };

@@ -45,6 +45,7 @@ struct Scheduler::Impl {
     int64_t chunk_tokens = 0;    // of prefill; INT64_MAX: chunking is off
     int64_t prefill_tokens = 0;  // max_prefill_tokens
     int64_t reserved_blocks = 0;
+    int64_t reserved_window = 0;  // blocks of the window group
   };
   enum class Admitted { kYes, kEnded, kStop };
 
@@ -60,6 +61,18 @@ struct Scheduler::Impl {
   bool plan_step();  // false: a sequence was ended instead, plan again
   void check_integrity() const;
   int64_t blocks_for(int64_t tokens) const { return (tokens + options.page_size - 1) / options.page_size; }
+  // Window blocks that a sequence holds at most until it has `end` tokens, computed `chunk` at a time.
+  int64_t window_span(int64_t end, int64_t chunk) const {
+    if (options.window == 0) return 0;
+    return std::min(blocks_for(end), blocks_for(options.window + chunk + options.page_size - 1));
+  }
+  int64_t window_wanted(const Sequence& sequence, int64_t end, int64_t chunk) const {
+    return std::max<int64_t>(0, window_span(end, chunk) - sequence.lease.window_held());
+  }
+  // How far a table of the window group can reach now.
+  int64_t window_end_max(const PrefixLease& lease) const {
+    return (static_cast<int64_t>(lease.window_blocks.size()) + cache.window_available_blocks()) * options.page_size;
+  }
   bool mixes() const { return options.enable_mixed_chunk && options.chunked_prefill_size > 0; }
   // For messages: pinned prefixes take their share of the pool.
   std::string pinned_note() const {
@@ -77,6 +90,8 @@ struct Scheduler::Impl {
   bool must_wait(const Sequence& sequence) const;
   bool fits_surely_not(const Sequence& sequence, const Budget& budget) const;
   int64_t reserved_blocks() const;
+  int64_t reserved_window() const;
+  bool fit_window(PrefixLease& lease, int64_t matched, int64_t end, const Budget& budget, int64_t& chunk) const;
   void preempt();
 
   // prefill.cc

@@ -1,4 +1,5 @@
 // Log lines (count for count what SGLang prints) and figures.
+#include <algorithm>
 #include <chrono>
 #include <cstdio>
 
@@ -26,7 +27,11 @@ double Scheduler::Impl::now() const {
 // Share of the pool that running sequences hold; what is only cached can be evicted and does not count.
 double Scheduler::Impl::token_usage() const {
   int64_t total = cache.total_blocks();
-  return total == 0 ? 0 : static_cast<double>(total - cache.available_blocks()) / static_cast<double>(total);
+  const double full =
+      total == 0 ? 0 : static_cast<double>(total - cache.available_blocks()) / static_cast<double>(total);
+  total = cache.window_total_blocks();
+  if (total == 0) return full;
+  return std::max(full, static_cast<double>(total - cache.window_available_blocks()) / static_cast<double>(total));
 }
 
 void Scheduler::Impl::log(const std::string& line) const {
@@ -84,6 +89,10 @@ SchedulerStats Scheduler::Impl::stats() const {
   stats.blocks_total = cache.total_blocks();
   stats.blocks_cached = cache.cached_blocks();
   stats.blocks_pinned = cache.pinned_blocks();
+  stats.window_blocks_free = cache.window_free_blocks();
+  stats.window_blocks_total = cache.window_total_blocks();
+  stats.window_blocks_cached = cache.window_cached_blocks();
+  stats.window_evictions = cache.window_evictions();
   return stats;
 }
 

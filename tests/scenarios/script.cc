@@ -32,7 +32,8 @@ class Player {
   Player(const Script& script, bool check_integrity)
       : script_(script),
         check_integrity_(check_integrity),
-        device_(script.options.num_blocks, script.options.page_size, script.vocab_size) {
+        device_(script.options.num_blocks, script.options.page_size, script.vocab_size, script.options.window,
+                script.options.window_blocks) {
     SchedulerOptions options = script.options;
     options.now_seconds = [this] { return clock_; };
     options.fail_acquire = [this] {
@@ -55,6 +56,7 @@ class Player {
     if (!scheduler_->flush_cache()) throw std::runtime_error("the cache was not flushed");
     const SchedulerStats stats = scheduler_->stats();
     if (stats.blocks_free != stats.blocks_total) throw std::runtime_error("blocks are lost");
+    if (stats.window_blocks_free != stats.window_blocks_total) throw std::runtime_error("window blocks are lost");
   }
 
  private:
@@ -204,6 +206,8 @@ const std::vector<OptionField>& option_fields() {
   static const std::vector<OptionField> fields = {
       option("page_size", &SchedulerOptions::page_size),
       option("num_blocks", &SchedulerOptions::num_blocks),
+      option("window", &SchedulerOptions::window),
+      option("window_blocks", &SchedulerOptions::window_blocks),
       option("context", &SchedulerOptions::context_length),
       option("running", &SchedulerOptions::max_running_requests),
       option("prefill", &SchedulerOptions::max_prefill_tokens),

@@ -44,8 +44,13 @@ int32_t draw_token(uint64_t prefix_hash, const DrawKey& key, int32_t vocab_size,
 
 class ShadowDevice {
  public:
-  ShadowDevice(int32_t num_blocks, int32_t page_size, int32_t vocab_size)
-      : page_size_(page_size), vocab_size_(vocab_size), rows_(static_cast<size_t>(num_blocks) * page_size, kPoison) {}
+  // window, window_blocks: of the window group, which has rows of its own; 0: none.
+  ShadowDevice(int32_t num_blocks, int32_t page_size, int32_t vocab_size, int32_t window = 0, int32_t window_blocks = 0)
+      : page_size_(page_size),
+        vocab_size_(vocab_size),
+        window_(window),
+        rows_(static_cast<size_t>(num_blocks) * page_size, kPoison),
+        window_rows_(static_cast<size_t>(window > 0 ? window_blocks : 0) * page_size, kPoison) {}
 
   StepResult run(const Batch& batch) {
     for (const BlockCopy& copy : batch.copies) {
@@ -53,8 +58,14 @@ class ShadowDevice {
         slot(copy.target_block, row) = slot(copy.source_block, row);
       }
     }
+    for (const BlockCopy& copy : batch.window_copies) {
+      for (int32_t row = 0; row < copy.num_rows; ++row) {
+        window_slot(copy.target_block, row) = window_slot(copy.source_block, row);
+      }
+    }
     // As on a real device, all of the step's K/V are written before any row reads.
     for (const BatchRow& row : batch.rows) write(batch, row);
+    for (const BatchRow& row : batch.rows) read_window(batch, row);
     StepResult result;
     result.step = batch.step;
     for (size_t i = 0; i < batch.sampling.size(); ++i) {
@@ -71,7 +82,12 @@ class ShadowDevice {
     for (const BatchRow& row : batch.rows) {
       for (int32_t position = row.kv_len - row.q_len; position < row.kv_len; ++position) {
         slot(batch.block_tables.at(row.block_begin + position / page_size_), position % page_size_) = kPoison;
+        if (window_ == 0) continue;
+        window_slot(batch.window_tables.at(row.block_begin + position / page_size_), position % page_size_) = kPoison;
       }
+    }
+    for (const BlockCopy& copy : batch.window_copies) {
+      for (int32_t row = 0; row < copy.num_rows; ++row) window_slot(copy.target_block, row) = kPoison;
     }
   }
 
@@ -90,6 +106,22 @@ class ShadowDevice {
   static constexpr int32_t kPoison = -7;
 
   int32_t& slot(int32_t block, int32_t row) { return rows_.at(static_cast<size_t>(block) * page_size_ + row); }
+  int32_t& window_slot(int32_t block, int32_t row) {
+    if (block < 0) throw std::logic_error("a window block is used that is not held");
+    return window_rows_.at(static_cast<size_t>(block) * page_size_ + row);
+  }
+
+  // All that the row's tokens see through their windows must be what the other group holds there.
+  void read_window(const Batch& batch, const BatchRow& row) {
+    if (window_ == 0) return;
+    for (int32_t p = std::max(0, row.kv_len - row.q_len - window_ + 1); p < row.kv_len; ++p) {
+      const size_t entry = static_cast<size_t>(row.block_begin + p / page_size_);
+      if (window_slot(batch.window_tables.at(entry), p % page_size_) !=
+          slot(batch.block_tables.at(entry), p % page_size_)) {
+        throw std::logic_error("position " + std::to_string(p) + " of the window group holds something else");
+      }
+    }
+  }
 
   void write(const Batch& batch, const BatchRow& row) {
     for (int32_t i = 0; i < row.q_len; ++i) {
@@ -97,6 +129,9 @@ class ShadowDevice {
       if (batch.positions.at(row.token_begin + i) != position) throw std::logic_error("a token's position is wrong");
       int32_t block = batch.block_tables.at(row.block_begin + position / page_size_);
       slot(block, position % page_size_) = batch.tokens.at(row.token_begin + i);
+      if (window_ == 0) continue;
+      const int32_t window_block = batch.window_tables.at(row.block_begin + position / page_size_);
+      window_slot(window_block, position % page_size_) = batch.tokens.at(row.token_begin + i);
     }
   }
 
@@ -119,8 +154,8 @@ class ShadowDevice {
     return sampled;
   }
 
-  int32_t page_size_, vocab_size_;
-  std::vector<int32_t> rows_;
+  int32_t page_size_, vocab_size_, window_;
+  std::vector<int32_t> rows_, window_rows_;
 };
 
 // What a sequence must produce, from its tokens alone (stop patterns apart).

@@ -20,13 +20,15 @@ void SimulationCounts::add(const SimulationCounts& other) {
   failed_acquires += other.failed_acquires;
   pins += other.pins;
   pins_refused += other.pins_refused;
+  window_evictions += other.window_evictions;
 }
 
 Simulation::Simulation(const SimulationOptions& options) : options_(options), random_(options.seed) {
   draw_options();
   script_.options = config_;
   script_.vocab_size = vocab_size_;
-  device_ = std::make_unique<ShadowDevice>(config_.num_blocks, config_.page_size, vocab_size_);
+  device_ = std::make_unique<ShadowDevice>(config_.num_blocks, config_.page_size, vocab_size_, config_.window,
+                                           config_.window_blocks);
   if (options_.make_witness) witness_ = options_.make_witness(config_);
   scheduler_ = std::make_unique<Scheduler>(config_);
 }
@@ -82,6 +84,12 @@ void Simulation::draw_options() {
   fail_probability_ = chance(0.5) ? 0.0 : 0.02;
   invalid_probability_ = chance(0.7) ? 0.0 : 0.005;
   const int64_t capacity = static_cast<int64_t>(config_.num_blocks) * config_.page_size;
+  if (chance(0.5)) {
+    config_.window = static_cast<int32_t>(draw(1, chance(0.5) ? 12 : 100));
+    const int64_t least = (config_.window + config_.page_size - 1) / config_.page_size + 2;
+    // From what one sequence needs to as much as the others.
+    config_.window_blocks = static_cast<int32_t>(draw(least, std::max<int64_t>(least, config_.num_blocks)));
+  }
   prompt_max_ = std::max<int64_t>(4, capacity / draw(2, 6));
   if (chance(0.1)) prompt_max_ = capacity + 10;  // some can never fit
   new_max_ = std::max<int64_t>(2, capacity / draw(2, 8));
@@ -154,7 +162,11 @@ void Simulation::submit() {
       const auto slots = static_cast<int64_t>(spec.prompt->size() + expected.output.size());
       expected.may_be_too_large = slots - 1 > capacity || static_cast<int64_t>(spec.prompt->size()) > capacity;
       // Pinned prefixes take their share.
-      if (pin_probability_ > 0) expected.may_be_too_large |= slots - 1 > capacity / 4 - config_.page_size;
+      if (pin_probability_ > 0) {
+        expected.may_be_too_large |= slots - 1 > capacity / 4 - config_.page_size;
+        const int64_t window_capacity = static_cast<int64_t>(config_.window_blocks) * config_.page_size;
+        expected.may_be_too_large |= config_.window > 0 && slots - 1 > window_capacity / 4 - config_.page_size;
+      }
       live_.emplace(spec.id, std::move(expected));
     }
   }
@@ -300,12 +312,19 @@ SimulationCounts Simulation::run() {
   SchedulerStats stats = scheduler_->stats();
   if (stats.blocks_pinned != 0) fail("pins are left");
   if (stats.blocks_free + stats.blocks_cached != stats.blocks_total) fail("blocks are lost");
+  if (stats.window_blocks_free + stats.window_blocks_cached != stats.window_blocks_total) {
+    fail("window blocks are lost");
+  }
+  counts_.window_evictions = stats.window_evictions;
   if (stats.requests != stats.finished + stats.aborted) fail("requests are lost");
   counts_.retractions = stats.retractions;
   counts_.preemptions = stats.preemptions;
   counts_.evictions = stats.evictions;
   if (!scheduler_->flush_cache()) fail("the cache was not flushed");
   if (scheduler_->stats().blocks_free != stats.blocks_total) fail("blocks are lost after the flush");
+  if (scheduler_->stats().window_blocks_free != stats.window_blocks_total) {
+    fail("window blocks are lost after the flush");
+  }
   scheduler_->check_integrity();
   return counts_;
 }

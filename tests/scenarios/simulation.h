@@ -36,7 +36,7 @@ struct SimulationOptions {
 struct SimulationCounts {
   int64_t steps = 0, finished = 0, aborted = 0, failed_steps = 0, retractions = 0, preemptions = 0, evictions = 0,
           copies = 0, cached_tokens = 0, too_large = 0, mixed_steps = 0, timeouts = 0, pins = 0, pins_refused = 0,
-          failed_acquires = 0;
+          window_evictions = 0, failed_acquires = 0;
   void add(const SimulationCounts& other);
 };
 

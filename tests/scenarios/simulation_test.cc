@@ -29,15 +29,16 @@ TEST(Simulation, NoViolation) {
   std::cout << "steps " << counts.steps << ", finished " << counts.finished << ", aborted " << counts.aborted
             << ", too large " << counts.too_large << ", failed steps " << counts.failed_steps << ", retractions "
             << counts.retractions << ", preemptions " << counts.preemptions << ", evicted blocks " << counts.evictions
-            << ", copies " << counts.copies << ", cached tokens " << counts.cached_tokens << ", mixed steps "
-            << counts.mixed_steps << ", timeouts " << counts.timeouts << ", failed acquisitions "
-            << counts.failed_acquires << ", pins " << counts.pins << " (refused " << counts.pins_refused << ")\n";
+            << ", evicted window blocks " << counts.window_evictions << ", copies " << counts.copies
+            << ", cached tokens " << counts.cached_tokens << ", mixed steps " << counts.mixed_steps << ", timeouts "
+            << counts.timeouts << ", failed acquisitions " << counts.failed_acquires << ", pins " << counts.pins
+            << " (refused " << counts.pins_refused << ")\n";
   if (steps < 20000) return;
   // The simulation is only worth as much as what happens in it.
   EXPECT_GT(counts.finished, steps / 100);
   for (int64_t count : {counts.aborted, counts.too_large, counts.failed_steps, counts.retractions, counts.preemptions,
-                        counts.evictions, counts.copies, counts.cached_tokens, counts.mixed_steps, counts.timeouts,
-                        counts.pins, counts.failed_acquires}) {
+                        counts.evictions, counts.window_evictions, counts.copies, counts.cached_tokens,
+                        counts.mixed_steps, counts.timeouts, counts.pins, counts.failed_acquires}) {
     EXPECT_GT(count, 20);
   }
 }

@@ -14,4 +14,4 @@ tm_test(engine_scenarios_test
           ${CMAKE_CURRENT_LIST_DIR}/engine_coroutine_test.cc
   LIBS shadow_model)
 tm_test(engine_bits_test SOURCES ${CMAKE_CURRENT_LIST_DIR}/engine_bits_test.cc
-        ${CMAKE_SOURCE_DIR}/tests/models/quantized_checkpoint.cc LIBS shadow_model TIMEOUT 1800)
+        ${CMAKE_SOURCE_DIR}/tests/models/quantized_checkpoint.cc ${CMAKE_SOURCE_DIR}/src/verify/probe.cc LIBS shadow_model TIMEOUT 1800)

@@ -18,6 +18,7 @@
 #include "models/packing.h"
 #include "models/quantized_checkpoint.h"
 #include "scenarios/shadow_model.h"
+#include "verify/probe.h"
 
 namespace tokenmill::testing {
 namespace {
@@ -155,6 +156,95 @@ TEST_P(EngineBitsQuantized, TinyModels) {
 INSTANTIATE_TEST_SUITE_P(All, EngineBitsQuantized,
                          ::testing::Values(WeightType::kQ8_0, WeightType::kQ4_1, WeightType::kQ4K, WeightType::kQ6K),
                          [](const auto& info) { return tokenmill::info(info.param).name; });
+
+// What greedy decoding gives over a pool that frees nothing: no scheduler, all layers hold all tokens.
+std::vector<int32_t> greedy_without_freeing(Probe& probe, const std::vector<int32_t>& prompt, int64_t count) {
+  int32_t next = 0;
+  const Probe::OnLogits take = [&](size_t, std::span<const float> logits) { next = argmax(logits); };
+  probe.truncate(0, 0);
+  probe.feed(0, std::span(prompt).first(prompt.size() - 1), nullptr);  // logits of the last token only
+  const Probe::Next last{0, prompt.back()};
+  probe.decode(std::span(&last, 1), take);
+  std::vector<int32_t> output = {next};
+  while (static_cast<int64_t>(output.size()) < count) {
+    const Probe::Next token{0, output.back()};
+    probe.decode(std::span(&token, 1), take);
+    output.push_back(next);
+  }
+  return output;
+}
+
+std::unique_ptr<Probe> make_probe(const Checkpoint& checkpoint, const std::string& dtype, int64_t tokens_max) {
+  auto backend = make_cpu_backend({.num_threads = 2, .isa = ""});
+  auto model = load_model(checkpoint, *backend, choose_packing(dtype, checkpoint.config()), nullptr);
+  return std::make_unique<Probe>(
+      std::move(backend), std::move(model),
+      ProbeOptions{.num_sequences = 1, .tokens_max = tokens_max, .chunk_tokens = 256, .page_size = 32});
+}
+
+// Prompts far longer than the window, in a pool of the window layers that cannot hold them all: the same tokens as
+// without freeing, fresh, from the cache and retracted.
+void expect_same_with_freeing(const Checkpoint& checkpoint, const std::string& dtype, int64_t page,
+                              int64_t prompt_tokens, int64_t outputs_count, int64_t pool_tokens) {
+  const int64_t vocab = checkpoint.config().vocab_size;
+  std::vector<Request> requests;
+  for (uint64_t i = 0; i < 6; ++i) {
+    std::vector<int32_t> ids = random_ids(i % 2, prompt_tokens / 2, vocab);  // three share a first half
+    for (const int32_t id : random_ids(10 + i, prompt_tokens / 2, vocab)) ids.push_back(id);
+    requests.push_back(ids_request(std::move(ids), outputs_count));
+    requests.back().sampling_params.ignore_eos = true;
+  }
+  const auto probe = make_probe(checkpoint, dtype, prompt_tokens + outputs_count);
+  std::vector<std::vector<int32_t>> want;
+  for (const Request& request : requests) {
+    want.push_back(greedy_without_freeing(*probe, *request.input_ids, outputs_count));
+  }
+  OpenEngine open = open_engine(checkpoint, dtype,
+                                {.max_running_requests = 3,
+                                 .max_total_tokens = pool_tokens,
+                                 .chunked_prefill_size = 64,
+                                 .schedule_conservativeness = 0.05,
+                                 .page_size = page,
+                                 .num_threads = 2});
+  for (int round = 0; round < 3; ++round) {
+    const auto got = open.engine.generate(requests);
+    for (size_t i = 0; i < got.size(); ++i) {
+      ASSERT_EQ(got[i].output_ids, want[i]) << "round " << round << " request " << i << " page " << page;
+    }
+    open.core->check_integrity();
+  }
+  const auto stats = open.engine.stats();
+  EXPECT_GT(stats.at("window_blocks_total"), 0);
+  EXPECT_LT(stats.at("window_blocks_total"), stats.at("blocks_total"));
+  // The window layers' pool is smaller than what three running requests would want without freeing.
+  EXPECT_LT(stats.at("window_blocks_total") * static_cast<double>(page),
+            static_cast<double>(3 * (prompt_tokens + outputs_count)));
+  EXPECT_GT(stats.at("window_evictions"), 0);
+  EXPECT_GT(stats.at("cached_tokens"), 0);
+}
+
+class EngineWindow : public ::testing::TestWithParam<std::tuple<const char*, int>> {};
+
+TEST_P(EngineWindow, SameTokensAsWithoutFreeing) {
+  const auto& [name, page] = GetParam();
+  const auto checkpoint = Checkpoint::open((kTinyFolder / name).string(), {});
+  for (const char* const dtype : {"float32", "bfloat16"}) {
+    expect_same_with_freeing(*checkpoint, dtype, page, 400, 50, 1500);
+    expect_same_with_freeing(*checkpoint, dtype, page, 400, 50, 900);  // the full layers retract
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(All, EngineWindow,
+                         ::testing::Combine(::testing::Values("gemma3", "mistral-swa"),
+                                            ::testing::Values(1, 16, 32, 64)));
+
+TEST(EngineWindowReal, Gemma3) {
+  const char* const models = std::getenv("TOKENMILL_TEST_MODELS");
+  if (models == nullptr) GTEST_SKIP() << "not run: TOKENMILL_TEST_MODELS is not set";
+  const std::filesystem::path path = std::filesystem::path(models) / "gemma3-270m-bf16";
+  if (!std::filesystem::exists(path)) GTEST_SKIP() << "not run: no " << path;
+  expect_same_with_freeing(*Checkpoint::open(path.string(), {}), "auto", 32, 1400, 12, 6400);
+}
 
 class EngineBitsReal : public ::testing::TestWithParam<const char*> {};
 

@@ -64,6 +64,33 @@ TEST(PoolSize, RunningRequestsByThePool) {
   EXPECT_EQ(choose_running_requests(1, 8192), 1);
 }
 
+// A model of one full and five window layers, as Gemma 3.
+TEST(PoolSize, WindowLayersHaveTheirOwn) {
+  PoolFacts facts{.context_length = 32768,
+                  .block_bytes = kMiB,
+                  .window = 512,
+                  .chunk_tokens = 512,
+                  .window_block_bytes = 5 * kMiB,
+                  .available_bytes = 64 * kGiB};
+  // max_total_tokens: what 8 running requests and a chunk need (8 * 17 + 16), and a quarter.
+  const auto explicit_args = [](int64_t tokens) {
+    return args_with([&](ServerArgs& a) { a.max_running_requests = 8, a.max_total_tokens = tokens; });
+  };
+  PoolBlocks blocks = choose_pool_blocks(explicit_args(32000), facts);
+  EXPECT_EQ(blocks.full, 1000);
+  EXPECT_EQ(blocks.window, 8 * 17 + 16 + 250);
+  blocks = choose_pool_blocks(explicit_args(3200), facts);  // a small pool: as many as the others
+  EXPECT_EQ(blocks.full, 100);
+  EXPECT_EQ(blocks.window, 100);
+  // A quarter of the memory: 16,384 MiB, of which a full block takes 1 and half a window block 5 / 2.
+  blocks = choose_pool_blocks(args_with(), facts);
+  EXPECT_EQ(blocks.window, blocks.full / 2);
+  EXPECT_LE(blocks.full + 5 * blocks.window, 16384);
+  EXPECT_GT(blocks.full + 5 * blocks.window, 16384 - 8);
+  facts.window = 0;
+  EXPECT_EQ(choose_pool_blocks(args_with(), facts).window, 0);
+}
+
 TEST(PoolSize, MaxTotalTokens) {
   const PoolFacts facts{.context_length = 8192, .block_bytes = kMiB, .available_bytes = kGiB};
   EXPECT_EQ(choose_num_blocks(args_with([](ServerArgs& a) { a.max_total_tokens = 1000; }), facts), 31);

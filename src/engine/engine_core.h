@@ -157,6 +157,7 @@ class EngineCore {
 
   // Callers.
   PrefixKey prefix_key() const;
+  bool has_window_pool() const { return runner_->kv_shape().window_blocks > 0; }
   // The K/V of a pin's whole blocks, and their tokens.
   std::vector<std::byte> read_pinned(uint64_t pin, std::vector<int32_t>& tokens);
   void check_prefix_bits(const std::string& path, std::span<const int32_t> tokens, std::span<const std::byte> kv);

@@ -28,7 +28,12 @@ std::string without_threads(std::string description) {
   return description;
 }
 
-void require_prefixes(const ServerArgs& args, bool on_output_thread, const char* what) {
+void require_prefixes(const ServerArgs& args, bool has_window, bool on_output_thread, const char* what) {
+  if (has_window) {
+    throw Error(ErrorKind::kUnsupported, std::string(what) +
+                                             "() is not supported for models with sliding-window layers: these hold "
+                                             "the end of a prefix only, in a pool of their own.");
+  }
   if (args.disable_radix_cache) {
     throw Error(ErrorKind::kValue,
                 std::string(what) + "() needs the radix cache, and the engine has disable_radix_cache=True.");
@@ -71,7 +76,7 @@ std::vector<std::byte> EngineCore::read_pinned(uint64_t pin, std::vector<int32_t
 }
 
 int64_t EngineCore::save_prefix(Request request, const std::string& path) {
-  require_prefixes(args_, outputs_.on_this_thread(), "save_prefix");
+  require_prefixes(args_, has_window_pool(), outputs_.on_this_thread(), "save_prefix");
   const auto [held, prompt_tokens] = pin(std::move(request));
   PrefixFile file;
   std::vector<std::byte> kv;
@@ -121,7 +126,7 @@ void EngineCore::check_prefix_bits(const std::string& path, std::span<const int3
 }
 
 int64_t EngineCore::load_prefix(const std::string& path, const std::optional<std::string>& cache_salt) {
-  require_prefixes(args_, outputs_.on_this_thread(), "load_prefix");
+  require_prefixes(args_, has_window_pool(), outputs_.on_this_thread(), "load_prefix");
   check_open();
   const PrefixFile file = read_prefix_file(path);
   require_same_key(path, file.key, prefix_key());

@@ -48,14 +48,8 @@ void KvPool::copy_blocks(KvGroup group, std::span<const BlockCopy> copies) {
   }
 }
 
-std::span<std::byte> KvPool::block(int64_t layer, int32_t block) const {
-  const KvLayer& kv = this->layer(layer);
-  TM_CHECK(block >= 0 && block < kv.num_blocks);
-  return {kv.base + block * kv.block_bytes, static_cast<size_t>(kv.block_bytes)};
-}
-
 void KvPool::read_block(int32_t block, std::byte* to) const {
-  TM_CHECK(block >= 0 && block < shape_.num_blocks);
+  TM_CHECK(block >= 0 && block < shape_.num_blocks && shape_.window_blocks == 0);
   for (const KvLayer& layer : layers_) {
     const auto bytes = static_cast<size_t>(layer.block_bytes);
     backend_.copy_to_host(to, layer.base + block * layer.block_bytes, bytes);
@@ -64,7 +58,7 @@ void KvPool::read_block(int32_t block, std::byte* to) const {
 }
 
 void KvPool::write_block(int32_t block, const std::byte* from) {
-  TM_CHECK(block >= 0 && block < shape_.num_blocks);
+  TM_CHECK(block >= 0 && block < shape_.num_blocks && shape_.window_blocks == 0);
   for (const KvLayer& layer : layers_) {
     const auto bytes = static_cast<size_t>(layer.block_bytes);
     backend_.copy_from_host(layer.base + block * layer.block_bytes, from, bytes);

@@ -45,9 +45,6 @@ class KvPool {
   // Copies token rows between blocks in every layer of the group, in the order given.
   void copy_blocks(KvGroup group, std::span<const BlockCopy> copies);
 
-  // One block of one layer, in the backend's layout; `block` is an id of the layer's own group.
-  std::span<std::byte> block(int64_t layer, int32_t block) const;
-
   // One block of every layer, bytes_per_block() in all, layer after layer, to host memory and back.
   void read_block(int32_t block, std::byte* to) const;
   void write_block(int32_t block, const std::byte* from);

@@ -314,7 +314,9 @@ std::vector<float> ModelRunner::logits(const InFlight& step, std::span<const int
 const Model& ModelRunner::model() const { return *impl_->model; }
 Backend& ModelRunner::backend() { return *impl_->backend; }
 int64_t ModelRunner::kv_bytes_per_token() const { return impl_->kv.bytes_per_token(); }
-int64_t ModelRunner::block_bytes() const { return impl_->kv.bytes_per_block(); }
+int64_t ModelRunner::block_bytes() const {
+  return KvPool::bytes_per_block(*impl_->backend, impl_->kv.shape(), KvGroup::kFull);
+}
 void ModelRunner::read_block(int32_t block, std::byte* to) { impl_->kv.read_block(block, to); }
 void ModelRunner::write_block(int32_t block, const std::byte* from) { impl_->kv.write_block(block, from); }
 const KvPoolShape& ModelRunner::kv_shape() const { return impl_->kv.shape(); }

@@ -1,4 +1,4 @@
 tm_test(ops_cuda_test
-        SOURCES cuda_backend_test.cc cuda_invariant_test.cc cuda_small_test.cc
-                ${CMAKE_SOURCE_DIR}/tests/models/naive_backend.cc
+        SOURCES cuda_backend_test.cc cuda_linear_test.cc cuda_attention_test.cc cuda_sample_test.cc cuda_invariant_test.cc
+                cuda_small_test.cc ${CMAKE_SOURCE_DIR}/tests/models/naive_backend.cc
         LIBS tm_ops)

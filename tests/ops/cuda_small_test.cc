@@ -1,10 +1,11 @@
-// Products, lookups and sampling once each, at the smallest sizes at which all parts of their kernels run: for
-// compute-sanitizer, whose racecheck takes long for what takes milliseconds.
+// Every kernel once, at the smallest size at which all of its parts run: for compute-sanitizer, whose racecheck takes
+// minutes for what takes milliseconds (docs/cuda.md).
 #include <gtest/gtest.h>
 
 #include <string>
 #include <vector>
 
+#include "ops/cuda_attention_steps.h"
 #include "ops/cuda_testing.h"
 
 namespace tokenmill {
@@ -55,6 +56,20 @@ TEST_P(CudaSmallTest, Products) {
       std::ranges::copy(gated.read(), std::back_inserter(all));
       return all;
     });
+  }
+}
+
+TEST_P(CudaSmallTest, Attention) {
+  const AttentionCase cases[] = {
+      {4, 1, 128, 0, 0, DType::kBF16, false, true, true}, {4, 1, 64, 200, 30, DType::kBF16, false, true, true},
+      {2, 1, 64, 0, 0, DType::kBF16, true, true, true},   {2, 1, 80, 50, 0, DType::kBF16, false, true, true},
+      {1, 1, 64, 0, 0, DType::kF32, true, false, true},   {1, 1, 256, 0, 0, DType::kF32, false, false, true},
+  };
+  for (const AttentionCase& test : cases) {
+    SCOPED_TRACE("heads " + std::to_string(test.q_heads) + "/" + std::to_string(test.kv_heads) + " dim " +
+                 std::to_string(test.head_dim));
+    const uint64_t seed = random_();
+    compare(1e-2, [&](Backend& ops) { return attend_steps(ops, test, 16, seed); });
   }
 }
 

@@ -179,6 +179,8 @@ EngineCore::EngineCore(ServerArgs args, EngineParts parts)
                                                   .graph_rows_max = args_.cuda_graph_max_bs.value_or(kGraphRowsDefault),
                                                   .use_graphs = !args_.disable_cuda_graph});
   runner_->backend().set_warning_sink([this](const std::string& line) { logger_.warning(line); });
+  kv_shape_ = runner_->kv_shape();
+  kv_block_bytes_ = runner_->block_bytes();
   SchedulerOptions options = scheduler_options(args_, num_blocks, tokenizer_, logger_);
   options.window = window;
   options.window_blocks = window_blocks;

@@ -157,7 +157,7 @@ class EngineCore {
 
   // Callers.
   PrefixKey prefix_key() const;
-  bool has_window_pool() const { return runner_->kv_shape().window_blocks > 0; }
+  bool has_window_pool() const { return kv_shape_.window_blocks > 0; }
   // The K/V of a pin's whole blocks, and their tokens.
   std::vector<std::byte> read_pinned(uint64_t pin, std::vector<int32_t>& tokens);
   void check_prefix_bits(const std::string& path, std::span<const int32_t> tokens, std::span<const std::byte> kv);
@@ -194,6 +194,8 @@ class EngineCore {
   std::shared_ptr<const RequestPreparer> preparer_;  // as tokenizer_
   bool check_every_step_ = false;
   int64_t max_total_num_tokens_ = 0, kv_bytes_per_token_ = 0, weight_bytes_ = 0;
+  KvPoolShape kv_shape_;  // callers read these two, also while shutdown() frees the runner
+  int64_t kv_block_bytes_ = 0;
   std::string backend_description_;
   double pool_seconds_ = 0, graphs_seconds_ = 0;
 

@@ -302,10 +302,18 @@ void EngineCore::check_integrity() {
 
 // Has the engine thread run a task between two steps, and waits for what it returns or throws.
 bool EngineCore::ask(std::function<bool()> task) {
+  // stats() of a caller that was answered must not be those of before.
+  const auto work = [this, task = std::move(task)] {
+    const bool result = task();
+    const SchedulerStats stats = scheduler_->stats();
+    const std::lock_guard lock(stats_mutex_);
+    scheduler_stats_ = stats;
+    return result;
+  };
   std::future<bool> answer;
   {
     const std::lock_guard lock(inbox_.mutex);
-    if (!inbox_.stopping) answer = inbox_.tasks.emplace_back(std::move(task)).get_future();
+    if (!inbox_.stopping) answer = inbox_.tasks.emplace_back(work).get_future();
   }
   if (!answer.valid()) {
     check_open();

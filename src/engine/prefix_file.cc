@@ -4,6 +4,7 @@
 #include <fmt/format.h>
 #include <unistd.h>
 
+#include <atomic>
 #include <cerrno>
 #include <cstdio>
 #include <cstring>
@@ -42,10 +43,16 @@ uint64_t from_little_endian(std::string_view bytes) {
   return value;
 }
 
+// No other writer's, be it a thread of this process.
+std::string temporary_name(const std::string& path) {
+  static std::atomic<uint64_t> number{0};
+  return path + ".tmp" + std::to_string(::getpid()) + "-" + std::to_string(number++);
+}
+
 // A file under another name until it is whole; removed unless it was kept.
 class NewFile {
  public:
-  explicit NewFile(const std::string& path) : path_(path), temporary_(path + ".tmp" + std::to_string(::getpid())) {
+  explicit NewFile(const std::string& path) : path_(path), temporary_(temporary_name(path)) {
     fd_ = ::open(temporary_.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
     if (fd_ < 0) fail_system();
   }

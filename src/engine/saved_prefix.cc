@@ -49,7 +49,7 @@ PrefixKey EngineCore::prefix_key() const {
                                   .revision = args_.revision.value_or(""),
                                   .download_dir = args_.download_dir.value_or(""),
                                   .dummy_seed = static_cast<uint64_t>(*args_.random_seed)};
-  const KvPoolShape& shape = runner_->kv_shape();
+  const KvPoolShape& shape = kv_shape_;
   return {{"tokenmill version", version()},
           {"model", model_fingerprint(args_.model_path, options)},
           {"dtype", args_.dtype},
@@ -59,14 +59,14 @@ PrefixKey EngineCore::prefix_key() const {
           {"KV heads", shape.kv_heads},
           {"head size", shape.head_dim},
           {"KV dtype", shape.dtype == DType::kF32 ? "float32" : "bfloat16"},
-          {"bytes a block", runner_->block_bytes()}};
+          {"bytes a block", kv_block_bytes_}};
 }
 
 std::vector<std::byte> EngineCore::read_pinned(uint64_t pin, std::vector<int32_t>& tokens) {
   std::vector<std::byte> kv;
   ask([&] {
     Scheduler::HeldPrefix held = scheduler_->held_by(pin);
-    const auto bytes = static_cast<size_t>(runner_->block_bytes());
+    const auto bytes = static_cast<size_t>(kv_block_bytes_);
     kv.resize(held.blocks.size() * bytes);
     for (size_t i = 0; i < held.blocks.size(); ++i) runner_->read_block(held.blocks[i], kv.data() + i * bytes);
     tokens = std::move(held.tokens);
@@ -130,7 +130,7 @@ int64_t EngineCore::load_prefix(const std::string& path, const std::optional<std
   check_open();
   const PrefixFile file = read_prefix_file(path);
   require_same_key(path, file.key, prefix_key());
-  const auto bytes = static_cast<size_t>(runner_->block_bytes());
+  const auto bytes = static_cast<size_t>(kv_block_bytes_);
   const auto page = static_cast<size_t>(*args_.page_size);
   const bool sound = !file.tokens.empty() && file.tokens.size() % page == 0 &&
                      file.kv.size() == file.tokens.size() / page * bytes &&

@@ -2,11 +2,13 @@
 #include <gtest/gtest.h>
 #include <unistd.h>
 
+#include <chrono>
 #include <filesystem>
 #include <fstream>
 #include <functional>
 #include <random>
 #include <sstream>
+#include <thread>
 
 #include "engine/prefix_file.h"
 #include "tokenmill/engine.h"
@@ -196,6 +198,40 @@ TEST_F(SavedPrefix, DamagedFilesAreRefused) {
             }).find("its tokenmill version is \"0.0\""),
             std::string::npos);
   EXPECT_EQ(engine.generate(prompt_of(random_ids(1, 40)))[0].output_ids.size(), 16u);
+}
+
+TEST_F(SavedPrefix, ShutdownWhileOthersSaveAndLoad) {
+  for (int round = 0; round < 10; ++round) {
+    Engine engine(tiny_args(32));
+    engine.save_prefix(prompt_of(random_ids(1, 480)), path());
+    const auto repeat = [](const std::function<void()>& work) {
+      EXPECT_THROW(
+          {
+            for (;;) work();
+          },
+          Error);
+    };
+    std::thread loads(repeat, [&] { engine.load_prefix(path()); });
+    std::thread saves(repeat, [&] { engine.save_prefix(prompt_of(random_ids(1, 480)), path("other")); });
+    std::this_thread::sleep_for(std::chrono::milliseconds(2 * round));
+    engine.shutdown();
+    loads.join();
+    saves.join();
+    EXPECT_THROW(engine.load_prefix(path()), Error);
+    EXPECT_THROW(engine.save_prefix(prompt_of(random_ids(1, 480)), path()), Error);
+  }
+}
+
+TEST_F(SavedPrefix, ThreadsThatSaveToOnePathLeaveOneWholeFile) {
+  Engine engine(tiny_args(16));
+  for (int round = 0; round < 20; ++round) {
+    std::thread other([&] { EXPECT_NO_THROW(engine.save_prefix(prompt_of(random_ids(2, 480)), path())); });
+    EXPECT_NO_THROW(engine.save_prefix(prompt_of(random_ids(1, 160)), path()));
+    other.join();
+    const int64_t loaded = engine.load_prefix(path());
+    EXPECT_TRUE(loaded == 160 || loaded == 480) << loaded;
+    EXPECT_EQ(std::distance(fs::directory_iterator(folder_), {}), 1);
+  }
 }
 
 }  // namespace

@@ -229,8 +229,8 @@ __device__ inline void round_weights(const float (&scores)[64], uint32_t (&weigh
 }
 
 template <int kDim>
-__device__ void write_rows(const TensorAttentionArgs& args, const Unit& unit, int first_row, const float (&sums)[kDim / 2],
-                           const float (&totals)[2]) {
+__device__ void write_rows(const TensorAttentionArgs& args, const Unit& unit, int first_row,
+                           const float (&sums)[kDim / 2], const float (&totals)[2]) {
   const int g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
 #pragma unroll
   for (int half = 0; half < 2; ++half) {

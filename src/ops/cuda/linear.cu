@@ -194,7 +194,8 @@ __global__ void gate_kernel(const P* gate, const P* up, int64_t cols, const floa
   gate += row * cols;
   up += row * cols;
   out += row * out_stride;
-  if (cols % kCount == 0 && out_stride % kCount == 0 && reinterpret_cast<uintptr_t>(out) % sizeof(Run<T, kCount>) == 0) {
+  if (cols % kCount == 0 && out_stride % kCount == 0 &&
+      reinterpret_cast<uintptr_t>(out) % sizeof(Run<T, kCount>) == 0) {
     if (first >= cols) return;
     const auto a = *reinterpret_cast<const Run<P, kCount>*>(gate + first);
     const auto b = *reinterpret_cast<const Run<P, kCount>*>(up + first);

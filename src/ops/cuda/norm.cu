@@ -109,10 +109,10 @@ void CudaBackend::prepare_input(Matrix x, const Norm* norm, const CudaWeight& we
                          .eps = norm != nullptr ? norm->eps : 0.0f,
                          .out = out,
                          .out_stride = weight.stride};
-  const auto kernel = x.dtype == DType::kBF16 ? weight.is_float ? prepare_kernel<uint16_t, float>
-                                                                : prepare_kernel<uint16_t, uint16_t>
-                      : weight.is_float       ? prepare_kernel<float, float>
-                                              : prepare_kernel<float, uint16_t>;
+  const auto kernel = x.dtype == DType::kBF16
+                          ? weight.is_float ? prepare_kernel<uint16_t, float> : prepare_kernel<uint16_t, uint16_t>
+                      : weight.is_float ? prepare_kernel<float, float>
+                                        : prepare_kernel<float, uint16_t>;
   launch_early("prepare_input", kernel, grid, kThreads, 0, stream(), early_launch_, args);
 }
 

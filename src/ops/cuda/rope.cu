@@ -137,7 +137,8 @@ void CudaBackend::rope_kv_write(const RopeKvArgs& args) {
                      2 * args.rope->cos.cols == kv.head_dim && args.rope->cos.stride % 2 == 0 &&
                      args.rope->cos.stride == args.rope->sin.stride;
   if (args.attention_follows && plain && plan.decode_only && !deterministic_ &&
-      has_tensor_attention(kv, args.q_heads) && args.qkv.stride % 4 == 0 && reinterpret_cast<uintptr_t>(args.qkv.data) % 16 == 0) {
+      has_tensor_attention(kv, args.q_heads) && args.qkv.stride % 4 == 0 &&
+      reinterpret_cast<uintptr_t>(args.qkv.data) % 16 == 0) {
     pending_rope_ = PendingRope{args.qkv.data, kv.base, *args.rope};
     return;
   }

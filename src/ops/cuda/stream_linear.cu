@@ -3,8 +3,8 @@
 // Eight warps multiply, weights as the 16-row operand and up to eight input rows as the other, every warp a part of the
 // stage's K; their sums meet in shared memory at the end of a tile.
 //
-// The next kernel's blocks come as soon as there is room, and fill their ring before this one has ended. What was slower:
-// letting them come only when the last weights are under way; rings so small that two such blocks fit one
+// The next kernel's blocks come as soon as there is room, and fill their ring before this one has ended. What was
+// slower: letting them come only when the last weights are under way; rings so small that two such blocks fit one
 // multiprocessor; prefetching more weights into L2.
 //
 // Within a mma's 16 K the order of K is free so long as both operands agree: lane (g, t) takes 16 neighbouring bytes of
@@ -27,8 +27,8 @@ namespace {
 constexpr int kWarps = 8, kThreads = 32 * kWarps;  // that multiply
 constexpr int kTileRows = 16;
 constexpr int kStagesMax = 16;
-// More than half of a multiprocessor's, so that two of these blocks never share one and leave another without; and little
-// enough for a block of attention's beside it.
+// More than half of a multiprocessor's, so that two of these blocks never share one and leave another without; and
+// little enough for a block of attention's beside it.
 constexpr size_t kSharedBytes = size_t{154} << 10;
 
 enum class Input { kBF16, kFloat, kNormed };
@@ -152,7 +152,7 @@ __device__ void round_input(const StreamArgs& args, uint8_t* target) {
         v = {v.x * scale * w.x, v.y * scale * w.y, v.z * scale * w.z, v.w * scale * w.w};
       }
       *reinterpret_cast<uint2*>(target + m * float_row_bytes(args.k) + i * 8) = {bf16_pair(v.x, v.y),
-                                                                               bf16_pair(v.z, v.w)};
+                                                                                 bf16_pair(v.z, v.w)};
     }
   }
   sync_multipliers();
@@ -331,15 +331,15 @@ void launch(const StreamProduct& product, int num_sms, cudaStream_t stream) {
   args.stages = layout.stages;
   args.stage_bytes = layout.stage_bytes;
   const auto kernel = stream_kernel<kBlocks, kPiece, kGated, kInput>;
-  TM_CUDA(
-      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(layout.bytes)));
+  TM_CUDA(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(layout.bytes)));
   launch_early<StreamArgs>("stream_linear", kernel, dim3(static_cast<unsigned>(num_sms)), dim3(kThreads + 32),
                            layout.bytes, stream, true, args);
 }
 
 template <bool kGated>
 void launch(const StreamProduct& product, int num_sms, cudaStream_t stream) {
-  if (product.x_float && product.norm != nullptr) return launch<1, 512, kGated, Input::kNormed>(product, num_sms, stream);
+  if (product.x_float && product.norm != nullptr)
+    return launch<1, 512, kGated, Input::kNormed>(product, num_sms, stream);
   if (product.x_float) return launch<1, 512, kGated, Input::kFloat>(product, num_sms, stream);
   if (product.rows <= 8) return launch<1, 512, kGated, Input::kBF16>(product, num_sms, stream);
   if (product.rows <= 16) return launch<2, 512, kGated, Input::kBF16>(product, num_sms, stream);
@@ -351,8 +351,7 @@ bool is_aligned(const void* pointer) { return reinterpret_cast<uintptr_t>(pointe
 }  // namespace
 
 bool can_stream(const StreamProduct& product) {
-  static const bool is_built =
-      has_body(reinterpret_cast<const void*>(stream_kernel<1, 512, false, Input::kBF16>));
+  static const bool is_built = has_body(reinterpret_cast<const void*>(stream_kernel<1, 512, false, Input::kBF16>));
   if (!is_built) return false;
   if (product.rows > kStreamRowsMax || product.k % 64 != 0 || product.n >= (int64_t{1} << 31)) return false;
   if (!is_aligned(product.x)) return false;

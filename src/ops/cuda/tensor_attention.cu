@@ -119,7 +119,7 @@ __device__ void load_queries(const W& work, uint8_t* target, int rows) {
       v = __ldcg(reinterpret_cast<const float4*>(q));
     }
     *reinterpret_cast<uint2*>(target + swizzled<kDim>(r, d / 8) + d % 8 * 2) = {bf16_pair(v.x, v.y),
-                                                                               bf16_pair(v.z, v.w)};
+                                                                                bf16_pair(v.z, v.w)};
   }
 }
 
@@ -131,7 +131,8 @@ template <int kDim>
 __device__ RotatedPairs rotate(const float* head, const float* cos, const float* sin, int d) {
   const float2 a = __ldcg(reinterpret_cast<const float2*>(head + d));
   const float2 b = __ldcg(reinterpret_cast<const float2*>(head + d + kDim / 2));
-  const float2 c = __ldcg(reinterpret_cast<const float2*>(cos + d)), s = __ldcg(reinterpret_cast<const float2*>(sin + d));
+  const float2 c = __ldcg(reinterpret_cast<const float2*>(cos + d)),
+               s = __ldcg(reinterpret_cast<const float2*>(sin + d));
   return {bf16_pair(a.x * c.x - b.x * s.x, a.y * c.y - b.y * s.y),
           bf16_pair(b.x * c.x + a.x * s.x, b.y * c.y + a.y * s.y)};
 }
@@ -212,7 +213,8 @@ __device__ void attend_tile(const W& work, const uint32_t (&q)[kDim / 16][4], in
   const int first_key = work.begin + tile * kTile + key_base;
   // Interior tiles are visible to all rows.
   const int first_query = work.past + (work.item.first + row_base) / args.group;
-  const bool masked = first_key + kKeys > min(work.end, first_query + 1) || row_base + 16 > work.count || args.window > 0;
+  const bool masked =
+      first_key + kKeys > min(work.end, first_query + 1) || row_base + 16 > work.count || args.window > 0;
   const float scale = args.softcap > 0 ? args.scale : args.scale * kLog2e;
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
@@ -227,8 +229,8 @@ __device__ void attend_tile(const W& work, const uint32_t (&q)[kDim / 16][4], in
         if (args.softcap > 0) score = args.softcap * tanhf(score / args.softcap) * kLog2e;
         if (masked) {
           const int key = first_key + n * 8 + 2 * t + j;
-          const bool visible = r < work.count && key < work.end && key <= position &&
-                               (args.window == 0 || key > position - args.window);
+          const bool visible =
+              r < work.count && key < work.end && key <= position && (args.window == 0 || key > position - args.window);
           if (!visible) score = -INFINITY;
         }
         best = fmaxf(best, score);
@@ -267,8 +269,8 @@ __device__ void attend_tile(const W& work, const uint32_t (&q)[kDim / 16][4], in
   }
 }
 
-// Calls attend(tile) for all tiles in order. The first ones, as many as there are stages, are under way, each a group of
-// copies, and one more group follows them.
+// Calls attend(tile) for all tiles in order. The first ones, as many as there are stages, are under way, each a group
+// of copies, and one more group follows them.
 template <class W, class Attend>
 __device__ void for_each_tile(const W& work, Attend&& attend) {
   const int stages = work.args.stages;
@@ -489,8 +491,8 @@ void launch_many_row_attention(const TensorAttentionArgs& args, int num_items, c
            early);
   } else {
     TM_CHECK(args.head_dim == 128);
-    launch("attention", many_rows_kernel<128>, kManyWarps, many_shared_bytes<128>(args.stages), args, num_items,
-           stream, early);
+    launch("attention", many_rows_kernel<128>, kManyWarps, many_shared_bytes<128>(args.stages), args, num_items, stream,
+           early);
   }
 }
 

@@ -28,7 +28,9 @@ __device__ inline void pin(float (&values)[kCount]) {
   for (int i = 0; i < kCount; ++i) asm volatile("" : "+f"(values[i])::"memory");
 }
 
-#define TM_R8(a, i) "+f"(a[i]), "+f"(a[i + 1]), "+f"(a[i + 2]), "+f"(a[i + 3]), "+f"(a[i + 4]), "+f"(a[i + 5]), "+f"(a[i + 6]), "+f"(a[i + 7])
+#define TM_R8(a, i)                                                                                           \
+  "+f"(a[i]), "+f"(a[i + 1]), "+f"(a[i + 2]), "+f"(a[i + 3]), "+f"(a[i + 4]), "+f"(a[i + 5]), "+f"(a[i + 6]), \
+      "+f"(a[i + 7])
 
 // c (+)= a b^T: a [64, 16], b [twice the length of c, 16], both in shared memory; c is [64, b's rows].
 __device__ inline void multiply_shared(float (&c)[8], uint64_t a, uint64_t b, int add) {

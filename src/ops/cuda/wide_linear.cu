@@ -48,7 +48,7 @@ struct Shape {
   static constexpr int kTokens = kTokensIn, kGroups = kGroupsIn, kPieces = kPiecesIn;
   static constexpr bool kClustered = kClusteredIn;
   static constexpr int kRows = 64 * kGroups, kThreads = 128 * kGroups;
-  static constexpr int kGroupBytes = 64 * kPieces * 128;  // of weights, [8][kPieces][8][64]
+  static constexpr int kGroupBytes = 64 * kPieces * 128;       // of weights, [8][kPieces][8][64]
   static constexpr int kInputBytes = kTokens * kPieces * 128;  // [kPieces][kTokens][64]
   static constexpr int kStageBytes = kGroups * kGroupBytes + kInputBytes;
   static constexpr int kSumStride = kRows + 4;  // floats: a warp's sums fall into 32 banks

@@ -7,6 +7,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <filesystem>
+#include <functional>
 #include <mutex>
 #include <random>
 #include <string>
@@ -271,9 +272,7 @@ TEST_F(EngineCuda, TwentyEnginesReturnTheirMemory) {
 }
 
 TEST_F(EngineCuda, SeveralEnginesOnOneCard) {
-  ServerArgs second_args = args_for("qwen3", "cuda:0", "bfloat16");
-  second_args.enable_deterministic_inference = true;  // else what the cache spares may change its last bits
-  Engine first(args_for("stories260k", "cuda")), second(second_args);
+  Engine first(args_for("stories260k", "cuda")), second(args_for("qwen3", "cuda:0", "bfloat16"));
   const auto requests = random_requests(20, std::min(first.vocab_size(), second.vocab_size()), 40, 13);
   const auto want_first = ids_of(first.generate(requests)), want_second = ids_of(second.generate(requests));
   for (int round = 0; round < 3; ++round) {
@@ -322,17 +321,18 @@ TEST_F(EngineCuda, DeterministicInference) {
   }
 }
 
-// A model whose kernels, once armed, read memory that is nobody's.
-class FaultyModel final : public Model {
+// A model that does something of its own after each forward pass.
+class MeddledModel final : public Model {
  public:
-  FaultyModel(std::unique_ptr<Model> model, const std::atomic<bool>& armed) : model_(std::move(model)), armed_(armed) {}
+  using Meddle = std::function<void(Backend&, Matrix hidden)>;
+  MeddledModel(std::unique_ptr<Model> model, Meddle meddle) : model_(std::move(model)), meddle_(std::move(meddle)) {}
   const ModelConfig& config() const override { return model_->config(); }
   Packing packing() const override { return model_->packing(); }
   size_t weight_bytes() const override { return model_->weight_bytes(); }
   size_t workspace_bytes(int64_t tokens) const override { return model_->workspace_bytes(tokens); }
   void forward(ForwardContext& context, Matrix hidden) const override {
     model_->forward(context, hidden);
-    if (armed_) context.backend.softcap({reinterpret_cast<void*>(uintptr_t{1} << 20), 1, 64, 64, DType::kF32}, 1);
+    meddle_(context.backend, hidden);
   }
   void final_norm(ForwardContext& context, Matrix hidden, Matrix out) const override {
     model_->final_norm(context, hidden, out);
@@ -343,31 +343,7 @@ class FaultyModel final : public Model {
 
  private:
   std::unique_ptr<Model> model_;
-  const std::atomic<bool>& armed_;
-};
-
-// Each step also gathers by ids that are not the planned batch's, which no record can hold.
-class UnrecordableModel final : public Model {
- public:
-  explicit UnrecordableModel(std::unique_ptr<Model> model) : model_(std::move(model)) {}
-  const ModelConfig& config() const override { return model_->config(); }
-  Packing packing() const override { return model_->packing(); }
-  size_t weight_bytes() const override { return model_->weight_bytes(); }
-  size_t workspace_bytes(int64_t tokens) const override { return model_->workspace_bytes(tokens); }
-  void forward(ForwardContext& context, Matrix hidden) const override {
-    model_->forward(context, hidden);
-    const std::vector<int32_t> first(1);
-    context.backend.gather_rows(hidden, first, hidden.slice_rows(0, 1));
-  }
-  void final_norm(ForwardContext& context, Matrix hidden, Matrix out) const override {
-    model_->final_norm(context, hidden, out);
-  }
-  void logits(ForwardContext& context, Matrix hidden, Matrix out) const override {
-    model_->logits(context, hidden, out);
-  }
-
- private:
-  std::unique_ptr<Model> model_;
+  Meddle meddle_;
 };
 
 TEST_F(EngineCuda, AStepThatCannotBeRecordedRunsAndIsTold) {
@@ -379,8 +355,13 @@ TEST_F(EngineCuda, AStepThatCannotBeRecordedRunsAndIsTold) {
   const auto checkpoint = Checkpoint::open(args.model_path, {});
   EngineParts parts;
   parts.backend = make_backend("cuda", CpuOptions{});
+  // Gathers by ids that are not the planned batch's, which no record can hold.
+  const auto gather = [](Backend& backend, Matrix hidden) {
+    const std::vector<int32_t> first(1);
+    backend.gather_rows(hidden, first, hidden.slice_rows(0, 1));
+  };
   parts.model =
-      std::make_unique<UnrecordableModel>(load_model(*checkpoint, *parts.backend, Packing::kFloat32, nullptr));
+      std::make_unique<MeddledModel>(load_model(*checkpoint, *parts.backend, Packing::kFloat32, nullptr), gather);
   std::mutex mutex;
   std::string log;
   parts.log_sink = [&](LogLevel, const std::string& line) {
@@ -414,8 +395,12 @@ int run_into_a_fault() {
   const auto checkpoint = Checkpoint::open(args.model_path, {});
   EngineParts parts;
   parts.backend = make_backend("cuda", CpuOptions{});
+  // Once armed, a kernel reads memory that is nobody's.
+  const auto fault = [&armed](Backend& backend, Matrix) {
+    if (armed) backend.softcap({reinterpret_cast<void*>(uintptr_t{1} << 20), 1, 64, 64, DType::kF32}, 1);
+  };
   parts.model =
-      std::make_unique<FaultyModel>(load_model(*checkpoint, *parts.backend, Packing::kFloat32, nullptr), armed);
+      std::make_unique<MeddledModel>(load_model(*checkpoint, *parts.backend, Packing::kFloat32, nullptr), fault);
   auto core = std::make_shared<EngineCore>(args, std::move(parts));
   core->start();
   Engine engine(std::make_shared<Engine::Impl>(core));

@@ -32,6 +32,23 @@ inline std::vector<float> normal_values(int64_t count, std::mt19937_64& random, 
   return values;
 }
 
+// The values of a matrix without the gaps between its rows; fails if a gap, which held NaN, was written.
+template <class ValueAt>
+std::vector<float> dense_values(const Matrix& matrix, ValueAt value_at) {
+  std::vector<float> dense;
+  for (int64_t r = 0; r < matrix.rows; ++r) {
+    for (int64_t c = 0; c < matrix.stride; ++c) {
+      const float value = value_at(static_cast<size_t>(r * matrix.stride + c));
+      if (c < matrix.cols) {
+        dense.push_back(value);
+      } else {
+        EXPECT_TRUE(std::isnan(value)) << "a gap was written, row " << r;
+      }
+    }
+  }
+  return dense;
+}
+
 // A matrix in a backend's memory with NaN in the gaps between its rows.
 class Placed {
  public:
@@ -52,22 +69,10 @@ class Placed {
   Placed& operator=(const Placed&) = delete;
 
   Matrix view() const { return matrix_; }
-  // The values without the gaps; fails if a gap was written.
   std::vector<float> read() {
     std::vector<float> all(values_.size());
     backend_.copy_to_host(all.data(), matrix_.data, all.size() * 4);
-    std::vector<float> dense;
-    for (int64_t r = 0; r < matrix_.rows; ++r) {
-      for (int64_t c = 0; c < matrix_.stride; ++c) {
-        const float value = all[static_cast<size_t>(r * matrix_.stride + c)];
-        if (c < matrix_.cols) {
-          dense.push_back(value);
-        } else {
-          EXPECT_TRUE(std::isnan(value)) << "a gap was written, row " << r;
-        }
-      }
-    }
-    return dense;
+    return dense_values(matrix_, [&](size_t at) { return all[at]; });
   }
 
  private:
@@ -93,20 +98,10 @@ class PlacedInput {
   Matrix view() const { return matrix_; }
   std::vector<float> read() {
     backend_.copy_to_host(bytes_.data(), matrix_.data, bytes_.size());
-    std::vector<float> dense;
-    for (int64_t r = 0; r < matrix_.rows; ++r) {
-      for (int64_t c = 0; c < matrix_.stride; ++c) {
-        const size_t at = static_cast<size_t>(r * matrix_.stride + c);
-        const float value = matrix_.dtype == DType::kBF16 ? bf16_to_f32(reinterpret_cast<uint16_t*>(bytes_.data())[at])
-                                                          : reinterpret_cast<float*>(bytes_.data())[at];
-        if (c < matrix_.cols) {
-          dense.push_back(value);
-        } else {
-          EXPECT_TRUE(std::isnan(value)) << "a gap was written, row " << r;
-        }
-      }
-    }
-    return dense;
+    return dense_values(matrix_, [&](size_t at) {
+      return matrix_.dtype == DType::kBF16 ? bf16_to_f32(reinterpret_cast<uint16_t*>(bytes_.data())[at])
+                                           : reinterpret_cast<float*>(bytes_.data())[at];
+    });
   }
 
  private:

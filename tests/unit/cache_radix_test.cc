@@ -5,17 +5,10 @@
 
 #include "base/check.h"
 #include "cache/radix_cache.h"
+#include "unit/cache_tokens.h"
 
 namespace tokenmill {
 namespace {
-
-using Tokens = std::vector<int32_t>;
-
-Tokens numbers(int32_t first, int32_t last) {
-  Tokens tokens;
-  for (int32_t token = first; token <= last; ++token) tokens.push_back(token);
-  return tokens;
-}
 
 int64_t blocks_for(int64_t tokens, int64_t page) { return (tokens + page - 1) / page; }
 

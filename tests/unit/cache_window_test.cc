@@ -3,17 +3,10 @@
 
 #include "base/check.h"
 #include "cache/radix_cache.h"
+#include "unit/cache_tokens.h"
 
 namespace tokenmill {
 namespace {
-
-using Tokens = std::vector<int32_t>;
-
-Tokens numbers(int32_t first, int32_t last) {
-  Tokens tokens;
-  for (int32_t token = first; token <= last; ++token) tokens.push_back(token);
-  return tokens;
-}
 
 int64_t matched(RadixCache& cache, const Tokens& tokens, std::vector<const PrefixLease*> leases = {}) {
   PartialMatch rows;

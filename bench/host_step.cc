@@ -134,23 +134,14 @@ void report(const char* name, int64_t value, const Case& what, SchedulePolicy po
   std::fflush(stdout);
 }
 
-SchedulePolicy policy_of(const std::string& name) {
-  if (name == "fcfs") return SchedulePolicy::kFcfs;
-  if (name == "dfs-weight") return SchedulePolicy::kDfsWeight;
-  if (name == "lof") return SchedulePolicy::kLof;
-  if (name == "random") return SchedulePolicy::kRandom;
-  if (name == "priority") return SchedulePolicy::kPriority;
-  return SchedulePolicy::kLpm;
-}
-
 int run(int argc, char** argv) {
   bool csv = false;
   SchedulePolicy policy = SchedulePolicy::kLpm;
   for (int i = 1; i < argc; ++i) {
     if (std::strcmp(argv[i], "--csv") == 0) {
       csv = true;
-    } else if (std::strcmp(argv[i], "--policy") == 0 && i + 1 < argc) {
-      policy = policy_of(argv[++i]);
+    } else if (std::strcmp(argv[i], "--policy") == 0 && i + 1 < argc && find_policy(argv[i + 1])) {
+      policy = *find_policy(argv[++i]);
     } else {
       std::fprintf(stderr, "usage: host_step [--csv] [--policy lpm|fcfs|dfs-weight|lof|random|priority]\n");
       return 2;

@@ -34,13 +34,6 @@ struct Options {
   bool json = false;
 };
 
-SchedulePolicy policy_of(const std::string& name) {
-  const std::map<std::string, SchedulePolicy> policies = {
-      {"lpm", SchedulePolicy::kLpm}, {"fcfs", SchedulePolicy::kFcfs},     {"dfs-weight", SchedulePolicy::kDfsWeight},
-      {"lof", SchedulePolicy::kLof}, {"random", SchedulePolicy::kRandom}, {"priority", SchedulePolicy::kPriority}};
-  return policies.at(name);
-}
-
 struct EngineFigures {
   double seconds = 0, tokens_per_s = 0, first_token_p50_s = 0, first_token_p99_s = 0;
 };
@@ -144,7 +137,7 @@ void report(const Options& options, const std::string& name, Engine* cached, Eng
   const Workload workload = make_workload(name, options.scale, options.seed, vocab);
   const auto pool = std::max(4 * workload.largest_context(),
                              static_cast<int64_t>(options.pool_share * static_cast<double>(workload.all_tokens())));
-  CacheRun how{.policy = policy_of(options.policy), .pool_tokens = pool};
+  CacheRun how{.policy = find_policy(options.policy).value(), .pool_tokens = pool};
   const CacheFigures ours = run_cache(workload, how);
   how.cache = false;
   const CacheFigures none = run_cache(workload, how);
@@ -220,7 +213,7 @@ int run(int argc, char** argv) {
       options.seed = std::strtoull(value, nullptr, 10);
     } else if (flag == "--pool-share") {
       options.pool_share = std::atof(value);
-    } else if (flag == "--policy") {
+    } else if (flag == "--policy" && find_policy(value)) {
       options.policy = value;
     } else if (flag == "--model") {
       options.model = value;

@@ -149,10 +149,13 @@ class TOKENMILL_API Engine {
   // request has left there: pin() holds it). Both return the number of tokens: whole blocks of page_size, a rest is
   // computed each time. The file belongs to this model, dtype, page_size, code path and version of tokenmill: any other
   // is refused, a cut or damaged file too, and where results repeat bit for bit (the CPU, and
-  // enable_deterministic_inference) the first 64 tokens are computed again and must give the file's bits. It holds the
-  // prompt's token ids; it is readable by its owner only.
+  // enable_deterministic_inference) the first 64 tokens are computed again and must give the file's bits. The
+  // model is told by a hash of all its files, read whole by an engine's first call. The file holds the prompt's token
+  // ids and is readable by its owner only; its checksum finds damage, it withstands no forger.
   // Throw Error: kValue for a prompt that cannot run or fills no block, a file that is refused, and without a radix
-  // cache; kRuntime where the file cannot be written, or the KV pool cannot take it now. Block; not from on_output.
+  // cache; kUnsupported for models whose sliding-window layers have a KV pool of their own; kRuntime where the file
+  // cannot be written, the KV pool cannot take it now, or the model's files have changed since they were loaded. Block;
+  // not from on_output.
   int64_t save_prefix(Request request, const std::string& path);
   int64_t load_prefix(const std::string& path, const std::optional<std::string>& cache_salt = {});
 

@@ -15,15 +15,6 @@
 namespace tokenmill {
 namespace {
 
-SchedulePolicy parse_policy(const std::string& name) {
-  if (name == "fcfs") return SchedulePolicy::kFcfs;
-  if (name == "dfs-weight") return SchedulePolicy::kDfsWeight;
-  if (name == "lof") return SchedulePolicy::kLof;
-  if (name == "random") return SchedulePolicy::kRandom;
-  if (name == "priority") return SchedulePolicy::kPriority;
-  return SchedulePolicy::kLpm;
-}
-
 EvictionPolicy parse_eviction(const std::string& name) {
   if (name == "lfu") return EvictionPolicy::kLfu;
   if (name == "fifo") return EvictionPolicy::kFifo;
@@ -89,7 +80,7 @@ SchedulerOptions scheduler_options(const ServerArgs& args, int32_t num_blocks,
   options.max_prefill_tokens = args.max_prefill_tokens;
   options.chunked_prefill_size = *args.chunked_prefill_size;
   options.enable_mixed_chunk = args.enable_mixed_chunk;
-  options.policy = parse_policy(args.schedule_policy);
+  options.policy = find_policy(args.schedule_policy).value();
   options.schedule_conservativeness = args.schedule_conservativeness;
   options.disable_radix_cache = args.disable_radix_cache;
   options.eviction = parse_eviction(args.radix_eviction_policy);
@@ -127,6 +118,7 @@ EngineCore::EngineCore(ServerArgs args, EngineParts parts)
       preparer_(std::make_shared<const RequestPreparer>(preparer_options(args_, parts, model_config_, eos_token_ids_))),
       check_every_step_(parts.check_every_step),
       weight_bytes_(static_cast<int64_t>(parts.model->weight_bytes())),
+      model_files_(std::move(parts.files)),
       backend_description_(parts.backend->description()),
       outputs_({.tokenizer = tokenizer_,
                 .incremental = args_.incremental_streaming_output,

@@ -25,6 +25,7 @@
 #include <vector>
 
 #include "base/log.h"
+#include "checkpoint/fingerprint.h"
 #include "engine/metrics.h"
 #include "engine/output_worker.h"
 #include "engine/prefix_file.h"
@@ -45,6 +46,7 @@ namespace tokenmill {
 struct EngineParts {
   std::unique_ptr<Backend> backend;
   std::unique_ptr<Model> model;
+  ModelFiles files;                            // none: save_prefix and load_prefix throw
   std::shared_ptr<const Tokenizer> tokenizer;  // null with skip_tokenizer_init
   std::string chat_template;                   // "": the tokenizer's own
   int64_t available_before_load = 0;           // bytes; 0: not known
@@ -63,17 +65,17 @@ class EngineCore {
   void start();  // the engine thread and the output thread
 
   // Throws Error when the arguments are bad, an id is taken, or (single) the prompt cannot run. Returns the ids.
-  // `pin`: see SequenceSpec::pin; of a single request. keep_going: see Engine::submit; of a list.
+  // `pin`, `brief_pin`: see SequenceSpec; of a single request. keep_going: see Engine::submit; of a list.
   std::vector<std::string> submit(std::vector<Request> requests, std::shared_ptr<Call> call, bool single,
-                                  uint64_t pin = 0, const KeepGoing& keep_going = nullptr);
+                                  uint64_t pin = 0, bool brief_pin = false, const KeepGoing& keep_going = nullptr);
   // Waits until the queue has room for a request, or the engine ends.
   void wait_for_room();
   void abort(std::string_view rid);
   void abort_call(const Call& call);
   void abort_all();
   bool flush_cache();
-  // Computes and holds a prompt; returns its number for unpin() and its tokens. Throws Error.
-  std::pair<uint64_t, int64_t> pin(Request request);
+  // Computes and holds a prompt; returns its number for unpin() and its tokens. Throws Error. brief: see SequenceSpec.
+  std::pair<uint64_t, int64_t> pin(Request request, bool brief = false);
   // Computes a prompt, writes its whole blocks' K/V to a file, and reads them back into the cache. Return the number of
   // tokens. Throw Error, see Engine.
   int64_t save_prefix(Request request, const std::string& path);
@@ -156,7 +158,7 @@ class EngineCore {
   bool flush_between_steps();
 
   // Callers.
-  PrefixKey prefix_key() const;
+  PrefixKey prefix_key();
   bool has_window_pool() const { return kv_shape_.window_blocks > 0; }
   // The K/V of a pin's whole blocks, and their tokens.
   std::vector<std::byte> read_pinned(uint64_t pin, std::vector<int32_t>& tokens);
@@ -194,7 +196,10 @@ class EngineCore {
   std::shared_ptr<const RequestPreparer> preparer_;  // as tokenizer_
   bool check_every_step_ = false;
   int64_t max_total_num_tokens_ = 0, kv_bytes_per_token_ = 0, weight_bytes_ = 0;
-  KvPoolShape kv_shape_;  // callers read these two, also while shutdown() frees the runner
+  ModelFiles model_files_;
+  std::mutex fingerprint_mutex_;
+  std::string fingerprint_;  // of model_files_, when it was first asked for; under fingerprint_mutex_
+  KvPoolShape kv_shape_;     // callers read these two, also while shutdown() frees the runner
   int64_t kv_block_bytes_ = 0;
   std::string backend_description_;
   double pool_seconds_ = 0, graphs_seconds_ = 0;

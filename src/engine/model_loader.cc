@@ -141,6 +141,7 @@ EngineParts load_parts(const ServerArgs& args, const Logger& logger, const KeepG
                                   .logger = &logger,
                                   .keep_going = keep_going};
   const std::unique_ptr<Checkpoint> checkpoint = Checkpoint::open(args.model_path, options);
+  parts.files = ModelFiles(*checkpoint, options);
   const Packing packing = choose_packing(args.dtype, checkpoint->config());
   LoadedBackend loaded_backend = backend.get();
   parts.backend = std::move(loaded_backend.backend);

@@ -11,14 +11,14 @@
 #include <string_view>
 #include <utility>
 
-#include "checkpoint/hub/digest.h"
+#include "base/content_hash.h"
 #include "tokenmill/error.h"
 
 namespace tokenmill {
 namespace {
 
 constexpr std::string_view kMagic = "tokenmill-prefix 1\n", kMagicStart = "tokenmill-prefix ";
-constexpr size_t kLengthBytes = 8, kDigestBytes = 64;
+constexpr size_t kLengthBytes = 8, kDigestBytes = ContentHash::kDigits;
 
 [[noreturn]] void fail(const std::string& path, const std::string& what) {
   throw Error(ErrorKind::kValue, "The saved prefix " + path + " " + what);
@@ -96,7 +96,7 @@ void write_prefix_file(const std::string& path, const PrefixFile& file) {
   const nlohmann::ordered_json header = {{"key", file.key}, {"tokens", file.tokens}, {"kv_bytes", file.kv.size()}};
   const std::string text = header.dump(-1, ' ', false, nlohmann::ordered_json::error_handler_t::replace);
   NewFile out(path);
-  Digest digest(Digest::Kind::kSha256);
+  ContentHash digest;
   const std::string length = little_endian(text.size());
   for (const std::string_view part : {kMagic, std::string_view(length), std::string_view(text), text_of(file.kv)}) {
     digest.update(part);
@@ -117,7 +117,7 @@ PrefixFile read_prefix_file(const std::string& path) {
   const std::string damaged = "is cut or damaged. Save it again.";
   size_t begin = kMagic.size() + kLengthBytes;
   if (all.size() < begin + kDigestBytes) fail(path, damaged);
-  Digest digest(Digest::Kind::kSha256);
+  ContentHash digest;
   digest.update(all.substr(0, all.size() - kDigestBytes));
   if (digest.finish() != all.substr(all.size() - kDigestBytes)) fail(path, damaged);
   // The sum holds, so the rest is as it was written; what follows guards against a file made by hand.

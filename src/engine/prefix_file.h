@@ -1,7 +1,7 @@
 // The file of a saved prefix: which engine computed it, its token ids and its K/V.
 //
-//   "tokenmill-prefix 1\n" | length of the header, 8 bytes little-endian | header, JSON | K/V | SHA-256 of all before,
-//   64 hexadecimal digits
+//   "tokenmill-prefix 1\n" | length of the header, 8 bytes little-endian | header, JSON | K/V | ContentHash of all
+//   before
 #pragma once
 
 #include <cstddef>

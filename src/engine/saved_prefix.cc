@@ -8,7 +8,6 @@
 #include <vector>
 
 #include "base/check.h"
-#include "checkpoint/fingerprint.h"
 #include "engine/engine_core.h"
 #include "engine/prefix_file.h"
 
@@ -43,15 +42,12 @@ void require_prefixes(const ServerArgs& args, bool has_window, bool on_output_th
 
 }  // namespace
 
-PrefixKey EngineCore::prefix_key() const {
-  const CheckpointOptions options{.load_format = args_.load_format,
-                                  .model_override_json = args_.json_model_override_args,
-                                  .revision = args_.revision.value_or(""),
-                                  .download_dir = args_.download_dir.value_or(""),
-                                  .dummy_seed = static_cast<uint64_t>(*args_.random_seed)};
+PrefixKey EngineCore::prefix_key() {
+  const std::lock_guard lock(fingerprint_mutex_);
+  if (fingerprint_.empty()) fingerprint_ = model_files_.fingerprint();
   const KvPoolShape& shape = kv_shape_;
   return {{"tokenmill version", version()},
-          {"model", model_fingerprint(args_.model_path, options)},
+          {"model", fingerprint_},
           {"dtype", args_.dtype},
           {"code path", without_threads(backend_description_)},
           {"page_size", *args_.page_size},
@@ -77,7 +73,7 @@ std::vector<std::byte> EngineCore::read_pinned(uint64_t pin, std::vector<int32_t
 
 int64_t EngineCore::save_prefix(Request request, const std::string& path) {
   require_prefixes(args_, has_window_pool(), outputs_.on_this_thread(), "save_prefix");
-  const auto [held, prompt_tokens] = pin(std::move(request));
+  const auto [held, prompt_tokens] = pin(std::move(request), /*brief=*/true);
   PrefixFile file;
   std::vector<std::byte> kv;
   try {
@@ -108,7 +104,7 @@ void EngineCore::check_prefix_bits(const std::string& path, std::span<const int3
   Request request;
   request.input_ids = std::vector<int32_t>(tokens.begin(), tokens.begin() + static_cast<std::ptrdiff_t>(count));
   request.cache_salt = check_salt(next_pin_);
-  const auto [held, prompt_tokens] = pin(std::move(request));
+  const auto [held, prompt_tokens] = pin(std::move(request), /*brief=*/true);
   std::vector<int32_t> computed_tokens;
   std::vector<std::byte> computed;
   try {
@@ -130,10 +126,10 @@ int64_t EngineCore::load_prefix(const std::string& path, const std::optional<std
   check_open();
   const PrefixFile file = read_prefix_file(path);
   require_same_key(path, file.key, prefix_key());
-  const auto bytes = static_cast<size_t>(kv_block_bytes_);
+  const int64_t block_bytes = kv_block_bytes_;
   const auto page = static_cast<size_t>(*args_.page_size);
   const bool sound = !file.tokens.empty() && file.tokens.size() % page == 0 &&
-                     file.kv.size() == file.tokens.size() / page * bytes &&
+                     file.kv.size() == file.tokens.size() / page * static_cast<size_t>(block_bytes) &&
                      std::all_of(file.tokens.begin(), file.tokens.end(),
                                  [&](int32_t id) { return id >= 0 && id < model_config_.vocab_size; });
   if (!sound) throw Error(ErrorKind::kValue, "The saved prefix " + path + " is damaged. Save it again.");
@@ -141,8 +137,8 @@ int64_t EngineCore::load_prefix(const std::string& path, const std::optional<std
   if (fits) check_prefix_bits(path, file.tokens, file.kv);
   const bool inserted =
       fits && ask([&] {
-        return scheduler_->insert_prefix(cache_salt.value_or(""), file.tokens, [&](std::span<const int32_t> blocks) {
-          for (size_t i = 0; i < blocks.size(); ++i) runner_->write_block(blocks[i], file.kv.data() + i * bytes);
+        return scheduler_->insert_prefix(cache_salt.value_or(""), file.tokens, [&](int64_t index, int32_t block) {
+          runner_->write_block(block, file.kv.data() + index * block_bytes);
         });
       });
   if (!inserted) {

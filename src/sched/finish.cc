@@ -71,8 +71,9 @@ void Scheduler::Impl::pin(const Sequence& sequence, FinishReason& reason) {
   const auto share = [](int64_t blocks, int64_t total) {
     return total == 0 ? 0 : static_cast<double>(blocks) / static_cast<double>(total);
   };
-  if (share(cache.pinned_blocks(), cache.total_blocks()) <= kPinnedShareMax &&
-      share(cache.window_pinned_blocks(), cache.window_total_blocks()) <= kPinnedShareMax) {
+  if (sequence.spec.brief_pin ||
+      (share(cache.pinned_blocks(), cache.total_blocks()) <= kPinnedShareMax &&
+       share(cache.window_pinned_blocks(), cache.window_total_blocks()) <= kPinnedShareMax)) {
     const bool is_new = pinned.emplace(sequence.spec.pin, std::move(lease)).second;
     TM_CHECK(is_new);
     return;

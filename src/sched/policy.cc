@@ -1,6 +1,7 @@
 #include "sched/policy.h"
 
 #include <algorithm>
+#include <utility>
 
 namespace tokenmill {
 namespace {
@@ -14,6 +15,16 @@ uint64_t mix(uint64_t x) {
 }
 
 }  // namespace
+
+std::optional<SchedulePolicy> find_policy(std::string_view name) {
+  static constexpr std::pair<std::string_view, SchedulePolicy> kPolicies[] = {
+      {"lpm", SchedulePolicy::kLpm}, {"fcfs", SchedulePolicy::kFcfs},     {"dfs-weight", SchedulePolicy::kDfsWeight},
+      {"lof", SchedulePolicy::kLof}, {"random", SchedulePolicy::kRandom}, {"priority", SchedulePolicy::kPriority}};
+  for (const auto& [known, policy] : kPolicies) {
+    if (known == name) return policy;
+  }
+  return std::nullopt;
+}
 
 int64_t waiting_rank(SchedulePolicy policy, const WaitingFacts& facts, uint64_t seed) {
   switch (policy) {

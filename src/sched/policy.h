@@ -8,12 +8,17 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <span>
+#include <string_view>
 #include <vector>
 
 namespace tokenmill {
 
 enum class SchedulePolicy { kLpm, kFcfs, kDfsWeight, kLof, kRandom, kPriority };
+
+// By the name that the option schedule_policy has for it; nullopt: there is none of that name.
+std::optional<SchedulePolicy> find_policy(std::string_view name);
 
 struct WaitingFacts {
   uint64_t id = 0;

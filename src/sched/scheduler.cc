@@ -105,13 +105,20 @@ Scheduler::HeldPrefix Scheduler::Impl::held_by(uint64_t pin) const {
   return held;
 }
 
-bool Scheduler::Impl::insert_prefix(const std::string& cache_namespace, TokenSpan tokens,
-                                    const std::function<void(std::span<const int32_t> blocks)>& fill) {
-  TM_CHECK(!in_flight && cache.enabled() && static_cast<int64_t>(tokens.size()) % options.page_size == 0);
-  PrefixLease lease;
-  if (!cache.acquire(static_cast<int64_t>(tokens.size()) / options.page_size, lease.blocks)) return false;
+bool Scheduler::Impl::insert_prefix(const std::string& cache_namespace, TokenSpan tokens, const FillBlock& fill) {
+  TM_CHECK(!in_flight && cache.enabled() && options.window == 0);
+  TM_CHECK(static_cast<int64_t>(tokens.size()) % options.page_size == 0);
+  PartialMatch rows;
+  PrefixLease lease = cache.match(cache_namespace, tokens, &rows);
+  cache.copy_done(lease);  // a block that is shared in part is filled anew
+  const auto held = static_cast<int64_t>(lease.blocks.size());
+  const int64_t wanted = static_cast<int64_t>(tokens.size()) / options.page_size;
+  if (!cache.acquire(wanted - held, lease.blocks)) {
+    cache.abandon(lease);
+    return false;
+  }
   try {
-    fill(lease.blocks);
+    for (int64_t i = held; i < wanted; ++i) fill(i, lease.blocks[static_cast<size_t>(i)]);
   } catch (...) {
     cache.abandon(lease);
     throw;
@@ -207,7 +214,7 @@ bool Scheduler::flush_cache() { return impl_->flush_cache(); }
 void Scheduler::unpin(uint64_t pin) { impl_->unpin(pin); }
 Scheduler::HeldPrefix Scheduler::held_by(uint64_t pin) const { return impl_->held_by(pin); }
 bool Scheduler::insert_prefix(const std::string& cache_namespace, std::span<const int32_t> tokens,
-                              const std::function<void(std::span<const int32_t> blocks)>& fill) {
+                              const FillBlock& fill) {
   return impl_->insert_prefix(cache_namespace, tokens, fill);
 }
 SchedulerStats Scheduler::stats() const { return impl_->stats(); }

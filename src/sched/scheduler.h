@@ -100,9 +100,10 @@ class Scheduler {
   };
   HeldPrefix held_by(uint64_t pin) const;
   // Puts a prefix of whole blocks, computed elsewhere, into the cache as if a request had left it there: takes blocks,
-  // evicting as needed, and has them filled. False (nothing done): the pool cannot take it. Between two steps only.
-  bool insert_prefix(const std::string& cache_namespace, std::span<const int32_t> tokens,
-                     const std::function<void(std::span<const int32_t> blocks)>& fill);
+  // evicting as needed, and has those filled that the cache does not hold (index: which of the prefix's). False
+  // (nothing done): the pool cannot take it. Between two steps only, and without a window group.
+  using FillBlock = std::function<void(int64_t index, int32_t block)>;
+  bool insert_prefix(const std::string& cache_namespace, std::span<const int32_t> tokens, const FillBlock& fill);
   SchedulerStats stats() const;
   // Throws InvariantError naming what does not add up: every block is free, in the tree, or owned once; lock counts
   // equal the paths that hold them; no row reads a free block. O(tree).

@@ -56,8 +56,7 @@ struct Scheduler::Impl {
   void expire();
   void unpin(uint64_t pin);
   HeldPrefix held_by(uint64_t pin) const;
-  bool insert_prefix(const std::string& cache_namespace, TokenSpan tokens,
-                     const std::function<void(std::span<const int32_t> blocks)>& fill);
+  bool insert_prefix(const std::string& cache_namespace, TokenSpan tokens, const FillBlock& fill);
   bool plan_step();  // false: a sequence was ended instead, plan again
   void check_integrity() const;
   int64_t blocks_for(int64_t tokens) const { return (tokens + options.page_size - 1) / options.page_size; }

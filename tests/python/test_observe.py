@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from conftest import make_tiny
+from conftest import TINY, make_tiny
 
 IDS = list(range(1, 101))
 ONE = {"max_new_tokens": 1}
@@ -131,7 +131,7 @@ def test_many_threads_and_loops_at_once(text_engine):
     assert wrong == []
 
 
-def test_saved_prefix(tmp_path):
+def test_saved_prefix(tmp_path, python):
     path = tmp_path / "prefix"
     with make_tiny(page_size=16) as engine:
         computed = engine.generate(input_ids=IDS + [7], sampling_params={"max_new_tokens": 8, "temperature": 0})
@@ -142,10 +142,14 @@ def test_saved_prefix(tmp_path):
             engine.save_prefix(path, input_ids=[1, 2])
         with pytest.raises(RuntimeError, match="could not be saved"):
             engine.save_prefix(tmp_path / "no" / "folder", input_ids=IDS)
-    with make_tiny(page_size=16) as engine:
-        assert engine.load_prefix(path) == 96
-        loaded = engine.generate(input_ids=IDS + [7], sampling_params={"max_new_tokens": 8, "temperature": 0})
-        assert loaded["meta_info"]["cached_tokens"] == 96 and loaded["output_ids"] == computed["output_ids"]
+    result = python(f"""
+import tokenmill
+with tokenmill.Engine(model_path={TINY!r}, skip_tokenizer_init=True, log_level="error", page_size=16) as engine:
+    assert engine.load_prefix({str(path)!r}) == 96
+    loaded = engine.generate(input_ids={IDS + [7]}, sampling_params={{"max_new_tokens": 8, "temperature": 0}})
+    print(loaded["meta_info"]["cached_tokens"], loaded["output_ids"])
+""")
+    assert (result.returncode, result.stdout) == (0, f"96 {computed['output_ids']}\n"), result.stderr
     with make_tiny(page_size=32) as engine:
         with pytest.raises(ValueError, match="its page_size is 16, this engine's is 32"):
             engine.load_prefix(path)

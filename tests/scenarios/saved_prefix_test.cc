@@ -148,6 +148,59 @@ TEST_F(SavedPrefix, WhatDoesNotFitIsRefusedByName) {
   refused([](ServerArgs& args) { args.max_total_tokens = 64; }, "cannot take them now");
 }
 
+// One bit anywhere in the weights is another model, be it in the row of a token that the prefix has far behind.
+TEST_F(SavedPrefix, EveryBitOfTheModelCounts) {
+  const auto copy_model = [&](const char* name) {
+    const fs::path from = fs::path(TOKENMILL_TEST_DATA) / "tiny" / "llama-tied", to = folder_ / name;
+    fs::create_directory(to);
+    for (const char* file : {"config.json", "model.safetensors"}) fs::copy_file(from / file, to / file);
+    return to;
+  };
+  const auto flip_a_bit = [](const fs::path& model) {
+    std::string weights = read_text((model / "model.safetensors").string());
+    weights[weights.size() / 3] = static_cast<char>(weights[weights.size() / 3] ^ 1);
+    write_text((model / "new").string(), weights);
+    fs::rename(model / "new", model / "model.safetensors");
+  };
+  const fs::path model = copy_model("model"), other = copy_model("other");
+  flip_a_bit(other);
+  ServerArgs args = tiny_args(32);
+  args.model_path = model.string();
+  Engine engine(args);
+  EXPECT_EQ(engine.save_prefix(prompt_of(random_ids(1, 200)), path()), 192);
+  args.model_path = other.string();
+  EXPECT_NE(message_of([&] { Engine(args).load_prefix(path()); }).find("its model is "), std::string::npos);
+
+  // A model that was replaced under its engine: the files no longer tell what the engine computes.
+  args.model_path = model.string();
+  Engine late(args);
+  flip_a_bit(model);
+  for (const auto& work : {std::function<void()>([&] { late.load_prefix(path()); }),
+                           std::function<void()>([&] { late.save_prefix(prompt_of(random_ids(1, 200)), path()); })}) {
+    const std::string message = message_of(work);
+    EXPECT_NE(message.find("model.safetensors has changed since this engine loaded it"), std::string::npos) << message;
+  }
+  // The first engine has told its model apart before.
+  EXPECT_EQ(engine.load_prefix(path()), 192);
+}
+
+TEST_F(SavedPrefix, TakesOnlyTheRoomThatItNeeds) {
+  ServerArgs args = tiny_args(32);
+  args.max_total_tokens = 640;
+  Engine engine(args);
+  EXPECT_EQ(engine.save_prefix(prompt_of(random_ids(1, 416)), path()), 416);
+  {
+    const PinnedPrefix pin = engine.pin(prompt_of(random_ids(1, 416)));
+    EXPECT_EQ(engine.load_prefix(path()), 416);  // is there already
+  }
+  engine.save_prefix(prompt_of(random_ids(2, 96)), path());
+  engine.flush_cache();
+  const PinnedPrefix pin = engine.pin(prompt_of(random_ids(3, 480)));  // all that pins may have
+  EXPECT_EQ(engine.load_prefix(path()), 96);
+  const Output output = engine.generate(prompt_of(random_ids(2, 97)))[0];
+  EXPECT_EQ(output.meta_info.cached_tokens, 96);
+}
+
 TEST_F(SavedPrefix, DamagedFilesAreRefused) {
   Engine engine(tiny_args(16));
   engine.save_prefix(prompt_of(random_ids(1, 100)), path());
@@ -196,6 +249,10 @@ TEST_F(SavedPrefix, DamagedFilesAreRefused) {
   EXPECT_NE(forged([](PrefixFile& file, std::vector<std::byte>&) {
               file.key["tokenmill version"] = "0.0";
             }).find("its tokenmill version is \"0.0\""),
+            std::string::npos);
+  EXPECT_NE(forged([](PrefixFile& file, std::vector<std::byte>&) {
+              file.key["code path"] = "another";
+            }).find("its code path is \"another\""),
             std::string::npos);
   EXPECT_EQ(engine.generate(prompt_of(random_ids(1, 40)))[0].output_ids.size(), 16u);
 }

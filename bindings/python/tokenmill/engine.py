@@ -348,7 +348,8 @@ class Engine:
         Returns the number of tokens saved: whole blocks of page_size. The file holds the prompt's token ids and can be
         read by its owner only; an older file of that name is replaced once the new one is whole. Raises ValueError
         where the prompt cannot run or fills no block, and without a radix cache; RuntimeError where the file cannot be
-        written.
+        written, or the model's files have changed since they were loaded; NotImplementedError for models with a KV pool
+        for sliding-window layers.
         """
         saved: int = self._native.save_prefix(
             *_one_prompt("save_prefix", prompt, input_ids, messages, chat_template_kwargs, {}), os.fspath(path))

@@ -323,23 +323,23 @@ std::optional<std::string_view> GgufFile::get_string(std::string_view key) const
   return std::string_view(reinterpret_cast<const char*>(value->data.data()) + 8, value->data.size() - 8);
 }
 
-std::optional<std::vector<int64_t>> GgufFile::get_ints(std::string_view key) const {
+std::optional<PageVector<int64_t>> GgufFile::get_ints(std::string_view key) const {
   const GgufValue* value = find(key);
   if (value == nullptr) return std::nullopt;
   if (!value->is_array) fail_type(key, *value, "array of integers");
-  std::vector<int64_t> result(static_cast<size_t>(value->count));
+  PageVector<int64_t> result(static_cast<size_t>(value->count));
   for (size_t i = 0; i < result.size(); ++i) result[i] = int_at(key, *value, i);
   return result;
 }
 
-std::optional<std::vector<float>> GgufFile::get_floats(std::string_view key) const {
+std::optional<PageVector<float>> GgufFile::get_floats(std::string_view key) const {
   const GgufValue* value = find(key);
   if (value == nullptr) return std::nullopt;
   const bool is_double = value->type == GgufType::kFloat64;
   if (!value->is_array || (value->type != GgufType::kFloat32 && !is_double)) {
     fail_type(key, *value, "array of floats");
   }
-  std::vector<float> result(static_cast<size_t>(value->count));
+  PageVector<float> result(static_cast<size_t>(value->count));
   for (size_t i = 0; i < result.size(); ++i) {
     result[i] = is_double ? static_cast<float>(load<double>(value->data.data() + 8 * i))
                           : load<float>(value->data.data() + 4 * i);
@@ -356,11 +356,11 @@ std::optional<std::vector<bool>> GgufFile::get_bools(std::string_view key) const
   return result;
 }
 
-std::optional<std::vector<std::string_view>> GgufFile::get_strings(std::string_view key) const {
+std::optional<PageVector<std::string_view>> GgufFile::get_strings(std::string_view key) const {
   const GgufValue* value = find(key);
   if (value == nullptr) return std::nullopt;
   if (!value->is_array || value->type != GgufType::kString) fail_type(key, *value, "array of strings");
-  std::vector<std::string_view> result;
+  PageVector<std::string_view> result;
   result.reserve(static_cast<size_t>(value->count));
   const std::byte* at = value->data.data();
   for (uint64_t i = 0; i < value->count; ++i) {  // lengths were checked when the header was read

@@ -15,6 +15,7 @@
 #include <vector>
 
 #include "base/mapped_file.h"
+#include "base/page_memory.h"
 
 namespace tokenmill {
 
@@ -72,10 +73,10 @@ class GgufFile {
   std::optional<double> get_float(std::string_view key) const;
   std::optional<bool> get_bool(std::string_view key) const;
   std::optional<std::string_view> get_string(std::string_view key) const;
-  std::optional<std::vector<int64_t>> get_ints(std::string_view key) const;
-  std::optional<std::vector<float>> get_floats(std::string_view key) const;
+  std::optional<PageVector<int64_t>> get_ints(std::string_view key) const;
+  std::optional<PageVector<float>> get_floats(std::string_view key) const;
   std::optional<std::vector<bool>> get_bools(std::string_view key) const;
-  std::optional<std::vector<std::string_view>> get_strings(std::string_view key) const;  // views into the mapping
+  std::optional<PageVector<std::string_view>> get_strings(std::string_view key) const;  // views into the mapping
 
   // As get_*, but an absent key is an Error that names it.
   int64_t require_int(std::string_view key) const;

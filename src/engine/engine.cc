@@ -76,6 +76,13 @@ Stream open_stream(const std::shared_ptr<EngineCore>& core, std::vector<Request>
   return Stream(std::make_unique<Stream::Impl>(core, std::move(queue), std::move(call)));
 }
 
+void shut_down(EngineCore& core) {
+  core.shutdown();
+  // Freed pieces of the heaps go back to the system now, not when the process happens to need them.
+  Tokenizer::release_freed_memory();
+  malloc_trim(0);
+}
+
 std::vector<Request> one(Request request) {
   std::vector<Request> requests;
   requests.push_back(std::move(request));
@@ -134,7 +141,7 @@ Engine::~Engine() {
   const std::shared_ptr<EngineCore> core = impl_->core;
   if (core->on_output_thread()) {
     // A callback dropped the engine: its own thread cannot join itself.
-    std::thread([core] { core->shutdown(); }).detach();
+    std::thread([core] { shut_down(*core); }).detach();
   } else {
     shutdown();
   }
@@ -192,11 +199,7 @@ int64_t Engine::load_prefix(const std::string& path, const std::optional<std::st
 std::string Engine::prometheus_metrics() const { return impl_->core->prometheus_metrics(); }
 std::map<std::string, double> Engine::stats() const { return impl_->core->stats(); }
 
-void Engine::shutdown() {
-  impl_->core->shutdown();
-  // Freed pieces of the heap go back to the system now, not when the process happens to need them.
-  malloc_trim(0);
-}
+void Engine::shutdown() { shut_down(*impl_->core); }
 
 std::string Engine::server_info_json() const {
   const EngineCore& core = *impl_->core;

@@ -10,9 +10,7 @@
 namespace tokenmill {
 
 Tokenizer::Impl::~Impl() {
-  if (token_bytes) {
-    for (int64_t id = 0; id < vocab_size; ++id) delete token_bytes[static_cast<size_t>(id)].load();
-  }
+  for (const std::atomic<const std::string*>& bytes : token_bytes) delete bytes.load();
   tm_tokenizer_free(shim);
 }
 
@@ -21,9 +19,11 @@ void Tokenizer::Impl::ensure_sized() const {
     // No model has ids from here on; a damaged file may, and one slot an id would take all memory.
     static constexpr int64_t kVocabMax = int64_t{1} << 24;
     vocab_size = std::min(tm_tokenizer_vocab_size(shim), kVocabMax);
-    token_bytes = std::make_unique<std::atomic<const std::string*>[]>(static_cast<size_t>(vocab_size));
+    token_bytes = PageVector<std::atomic<const std::string*>>(static_cast<size_t>(vocab_size));
   });
 }
+
+void Tokenizer::release_freed_memory() { tm_release_memory(); }
 
 Tokenizer::Tokenizer(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
 Tokenizer::~Tokenizer() = default;

@@ -18,6 +18,8 @@ class Tokenizer {
   // The vocabulary inside a GGUF file (gpt2/bpe and llama/spm, unigram); ids equal the model's own tokenizer.json.
   static std::shared_ptr<const Tokenizer> from_gguf(const std::string& path);
   ~Tokenizer();
+  // What freed tokenizers, templates and texts took goes back to the system.
+  static void release_freed_memory();
 
   // Text in, ids out; text must be valid UTF-8 (Error(kValue) otherwise, with the byte offset).
   // add_special_tokens puts in what the tokenizer's post-processor (or add_bos_token) adds.

@@ -17,8 +17,8 @@ std::string key(const char* name) { return std::string(kPrefix) + name; }
   throw Error(ErrorKind::kValue, file.path() + ": " + what);
 }
 
-std::vector<TmSlice> slices(const std::vector<std::string_view>& strings) {
-  std::vector<TmSlice> result;
+PageVector<TmSlice> slices(const PageVector<std::string_view>& strings) {
+  PageVector<TmSlice> result;
   result.reserve(strings.size());
   for (const auto text : strings) result.push_back(to_slice(text));
   return result;
@@ -78,8 +78,8 @@ std::shared_ptr<const Tokenizer> Tokenizer::from_gguf(const std::string& path) {
   if (types64) check_size(file, "token_type", types64->size(), tokens->size());
 
   const auto token_slices = slices(*tokens);
-  const auto merge_slices = merges ? slices(*merges) : std::vector<TmSlice>();
-  std::vector<int32_t> types;
+  const auto merge_slices = merges ? slices(*merges) : PageVector<TmSlice>();
+  PageVector<int32_t> types;
   if (types64) types.assign(types64->begin(), types64->end());
   std::string charsmap_bytes;
   if (charsmap) charsmap_bytes.assign(charsmap->begin(), charsmap->end());

@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "base/page_memory.h"
 #include "text/shim_call.h"
 #include "text/tokenizer.h"
 
@@ -31,7 +32,7 @@ struct Tokenizer::Impl {
   // constant.
   mutable std::once_flag sized;
   mutable int64_t vocab_size = 0;
-  mutable std::unique_ptr<std::atomic<const std::string*>[]> token_bytes;
+  mutable PageVector<std::atomic<const std::string*>> token_bytes;
   void ensure_sized() const;
 };
 

@@ -1,18 +1,17 @@
 #include "ops/cpu/cpu_backend.h"
 
-#include <cstdlib>
+#include <algorithm>
 #include <utility>
 
 #include "base/machine.h"
+#include "base/page_memory.h"
 #include "ops/cpu/float_mode.h"
-#include "ops/cpu/memory.h"
 #include "ops/cpu/step_plan.h"
 #include "tokenmill/error.h"
 
 namespace tokenmill {
 namespace {
 
-constexpr size_t kScratchAlignment = 64;
 constexpr int kThreadsMax = 1024;
 
 int resolve_threads(int num_threads) {
@@ -26,22 +25,13 @@ int resolve_threads(int num_threads) {
 
 }  // namespace
 
-ScratchBuffer::~ScratchBuffer() { std::free(data_); }
-
-ScratchBuffer::ScratchBuffer(ScratchBuffer&& other) noexcept
-    : data_(std::exchange(other.data_, nullptr)), bytes_(std::exchange(other.bytes_, 0)) {}
-
 std::byte* ScratchBuffer::get(size_t bytes) {
-  if (bytes <= bytes_) return data_;
+  if (bytes <= memory_.size()) return memory_.data();
   // Grow by at least half, so that slowly growing wishes allocate a logarithmic number of times.
-  const size_t wanted = std::max(bytes, bytes_ + bytes_ / 2);
-  const size_t rounded = (wanted + kScratchAlignment - 1) / kScratchAlignment * kScratchAlignment;
-  std::free(data_);
-  bytes_ = 0;
-  data_ = static_cast<std::byte*>(std::aligned_alloc(kScratchAlignment, rounded));
-  if (data_ == nullptr) throw_not_enough_memory(rounded);
-  bytes_ = rounded;
-  return data_;
+  const size_t wanted = std::max(bytes, memory_.size() + memory_.size() / 2);
+  memory_ = PageMemory();  // the old one goes first
+  memory_ = PageMemory(wanted, /*huge_pages=*/false);
+  return memory_.data();
 }
 
 CpuBackend::CpuBackend(const CpuOptions& options)

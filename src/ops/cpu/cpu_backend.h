@@ -9,24 +9,20 @@
 #include <vector>
 
 #include "base/machine.h"
+#include "base/page_memory.h"
 #include "base/thread_pool.h"
 #include "ops/backend.h"
 #include "ops/cpu/cpu_features.h"
-#include "ops/cpu/memory.h"
 
 namespace tokenmill {
 
-// Grow-only memory aligned to 64 bytes; contents are undefined after get().
+// Grow-only memory aligned to a page; contents are undefined after get().
 class ScratchBuffer {
  public:
-  ScratchBuffer() = default;
-  ~ScratchBuffer();
-  ScratchBuffer(ScratchBuffer&&) noexcept;
   std::byte* get(size_t bytes);
 
  private:
-  std::byte* data_ = nullptr;
-  size_t bytes_ = 0;
+  PageMemory memory_;
 };
 
 class CpuBackend final : public Backend {

@@ -20,8 +20,8 @@
 #include <cstdint>
 #include <vector>
 
+#include "base/page_memory.h"
 #include "ops/backend.h"
-#include "ops/cpu/memory.h"
 #include "ops/dequantize.h"
 
 namespace tokenmill {

@@ -33,6 +33,8 @@ typedef struct {
 
 void tm_bytes_free(TmBytes bytes);
 void tm_ids_free(TmIds ids);
+// Gives the memory of freed objects back to the system.
+void tm_release_memory(void);
 
 // ---- safetensors -----------------------------------------------------------------------------------------------
 

@@ -3,6 +3,7 @@
 
 mod chat;
 mod ffi;
+mod memory;
 mod regex;
 mod safetensors;
 mod tokenizer;

@@ -35,15 +35,18 @@ def ctrl_c_after(seconds):
     try:
         with pytest.raises(KeyboardInterrupt):
             yield
-        assert time.monotonic() - sent[0] < SOON
+        delay = time.monotonic() - sent[0]
+        print(f"[ Ctrl-C ] after {delay * 1000:.0f} ms")  # shown by pytest -rP
+        assert delay < SOON
     finally:
         timer.cancel()
 
 
 def still_works(engine):
-    wait_until_idle(engine)
+    """At once; and what was begun ends, which one huge prompt in the tokenizer does at its end."""
     params = {"max_new_tokens": 2, "ignore_eos": True}
     assert len(engine.generate(input_ids=IDS, sampling_params=params)["output_ids"]) == 2
+    wait_until_idle(engine, 120)
 
 
 @pytest.fixture
@@ -89,6 +92,39 @@ def test_while_generate_iter_tokenises(text_engine, long_texts):
 def test_in_asyncio_while_a_list_is_tokenised(text_engine, long_texts):
     with ctrl_c_after(0.5):
         asyncio.run(text_engine.async_generate(long_texts, {"max_new_tokens": 1}))
+    still_works(text_engine)
+
+
+@pytest.fixture
+def huge_text():
+    """One prompt that takes the tokenizer many seconds: nothing ends that half way."""
+    return "ab " * 5_000_000
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_while_one_huge_prompt_is_tokenised(text_engine, huge_text, stream):
+    with ctrl_c_after(0.5):
+        text_engine.generate(huge_text, {"max_new_tokens": 1}, stream=stream)
+    still_works(text_engine)
+
+
+def test_in_asyncio_while_one_huge_prompt_is_tokenised(text_engine, huge_text):
+    with ctrl_c_after(0.5):
+        asyncio.run(text_engine.async_generate(huge_text, {"max_new_tokens": 1}))
+    still_works(text_engine)
+
+
+def test_while_generate_iter_tokenises_a_huge_prompt(text_engine, huge_text):
+    with ctrl_c_after(0.5):
+        list(text_engine.generate_iter([huge_text], {"max_new_tokens": 1}))
+    still_works(text_engine)
+
+
+@pytest.mark.parametrize("call", ["encode", "pin"])
+def test_while_a_huge_text_is_encoded_or_pinned(text_engine, huge_text, call):
+    encode = {"encode": text_engine.get_tokenizer().encode, "pin": text_engine.pin}[call]
+    with ctrl_c_after(0.5):
+        encode(huge_text)
     still_works(text_engine)
 
 

@@ -239,10 +239,7 @@ void bind_engine(nb::module_& module) {
              }
              return dict;
            })
-      .def("encode_text",
-           [](NativeEngine& self, const std::string& text, bool add_special_tokens) {
-             return released(self, [&](Engine& e) { return e.encode_text(text, add_special_tokens); });
-           })
+      .def("encode_text", &NativeEngine::encode_text)
       .def("decode_ids",
            [](NativeEngine& self, nb::object ids, bool skip_special_tokens) {
              const std::vector<int32_t> list = to_token_ids("ids", ids);

@@ -2,7 +2,6 @@
 
 #include <atomic>
 #include <chrono>
-#include <future>
 #include <optional>
 #include <utility>
 
@@ -85,6 +84,8 @@ struct PendingCall {
 // A load asks Python for signals this often, a list of prompts after so many.
 constexpr std::chrono::milliseconds kSignalPeriod(50);
 constexpr size_t kPromptsPerLook = 1024;
+// Tokenised within milliseconds.
+constexpr size_t kShortTextBytes = 4096;
 
 std::string pin_rid() {
   static std::atomic<uint64_t> number{0};
@@ -139,11 +140,13 @@ NativeEngine::~NativeEngine() {
     // A child: its copy of the engine has no threads to join and locks that nobody will open. It is left as it is.
     new std::shared_ptr<Engine>(std::move(engine_));
     (void)submitter_.release();
+    (void)aside_.release();
     return;
   }
   const nb::gil_scoped_release release;
   *closing_ = true;
   submitter_.reset();
+  aside_.reset();
   engine_.reset();
 }
 
@@ -158,6 +161,7 @@ void NativeEngine::shutdown() {
   *closing_ = true;
   engine_->shutdown();
   submitter_->stop();
+  aside_->join();
 }
 
 NativeCall NativeEngine::submit(std::shared_ptr<Mailbox> mailbox, const Submission& submission, nb::list prompts,
@@ -207,31 +211,28 @@ void NativePin::release() {
   prefix_.reset();
 }
 
-// Runs `work` on a request of its own thread while this one looks for signals; Ctrl-C aborts the request.
+// Runs `work` on a request while this thread looks for signals; Ctrl-C aborts the request.
 template <class Work>
 auto NativeEngine::run_held(PromptKind kind, nb::object prompt, const RequestOptions& options, Work work) {
-  Engine& engine = use();
+  (void)use();
   Request request = options.request;
   set_prompt(request, kind, prompt);
   const std::string rid = pin_rid();
   request.rid = rid;
-  auto future =
-      std::async(std::launch::async, [&engine, &work, request = std::move(request)] { return work(engine, request); });
-  bool ready = false;
-  while (!ready) {
-    {
-      const nb::gil_scoped_release release;
-      ready = future.wait_for(kSignalPeriod) == std::future_status::ready;
-    }
-    if (!ready && PyErr_CheckSignals() != 0) {
-      const nb::gil_scoped_release release;
-      engine.abort(rid);
-      future.wait();
-      break;
-    }
+  return aside_->run(
+      [engine = engine_, work = std::move(work), request = std::move(request)] { return work(*engine, request); },
+      [this, &rid] { engine_->abort(rid); });
+}
+
+std::vector<int32_t> NativeEngine::encode_text(std::string text, bool add_special_tokens) {
+  (void)use();
+  if (text.size() <= kShortTextBytes) {
+    const nb::gil_scoped_release release;
+    return engine_->encode_text(text, add_special_tokens);
   }
-  if (PyErr_Occurred() != nullptr) throw nb::python_error();
-  return future.get();
+  return aside_->run([engine = engine_, text = std::move(text),
+                      add_special_tokens] { return engine->encode_text(text, add_special_tokens); },
+                     [] {});
 }
 
 NativePin NativeEngine::pin(PromptKind kind, nb::object prompt, const RequestOptions& options) {
@@ -242,7 +243,7 @@ NativePin NativeEngine::pin(PromptKind kind, nb::object prompt, const RequestOpt
 int64_t NativeEngine::save_prefix(PromptKind kind, nb::object prompt, const RequestOptions& options,
                                   const std::string& path) {
   return run_held(kind, std::move(prompt), options,
-                  [&path](Engine& engine, const Request& request) { return engine.save_prefix(request, path); });
+                  [path](Engine& engine, const Request& request) { return engine.save_prefix(request, path); });
 }
 
 }  // namespace tokenmill::python

@@ -11,6 +11,7 @@
 #include <string>
 #include <vector>
 
+#include "aside.h"
 #include "convert.h"
 #include "log_queue.h"
 #include "mailbox.h"
@@ -109,6 +110,7 @@ class NativeEngine {
   // Waits until the prompt is computed; Ctrl-C ends that.
   NativePin pin(PromptKind kind, nb::object prompt, const RequestOptions& options);
   int64_t save_prefix(PromptKind kind, nb::object prompt, const RequestOptions& options, const std::string& path);
+  std::vector<int32_t> encode_text(std::string text, bool add_special_tokens);  // Ctrl-C ends the wait
 
  private:
   template <class Work>
@@ -117,6 +119,7 @@ class NativeEngine {
   std::shared_ptr<Engine> engine_;
   std::shared_ptr<std::atomic<bool>> closing_ = std::make_shared<std::atomic<bool>>(false);
   std::unique_ptr<Submitter> submitter_ = std::make_unique<Submitter>();
+  std::unique_ptr<Aside> aside_ = std::make_unique<Aside>();
   pid_t pid_;
 };
 

@@ -11,6 +11,7 @@
 #include <memory>
 #include <mutex>
 #include <optional>
+#include <string>
 #include <vector>
 
 #include "tokenmill/engine.h"
@@ -25,7 +26,10 @@ struct Mail {
   std::optional<Error> error;
 
   static Mail taken(int64_t call) { return {call, false, false, std::nullopt, std::nullopt}; }
-  static Mail failed(int64_t call, const Error& error) { return {call, false, false, std::nullopt, error}; }
+  // With a message of its own: copies of an Error share theirs, and the threads would share it too.
+  static Mail failed(int64_t call, const Error& error) {
+    return {call, false, false, std::nullopt, Error(error.kind(), std::string(error.what()))};
+  }
 };
 
 class Mailbox {

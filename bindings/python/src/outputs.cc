@@ -92,8 +92,22 @@ nb::object logprobs_of(const std::vector<std::vector<TokenLogprob>>& positions) 
   return list;
 }
 
+// A dict of the keys that every meta_info has: a copy of it takes them without growing. Lives as long as the process.
+PyObject* empty_meta() {
+  static PyObject* const meta = [] {
+    nb::dict dict;
+    for (const Key* key : {&keys().id, &keys().finish_reason, &keys().prompt_tokens, &keys().completion_tokens,
+                           &keys().cached_tokens, &keys().num_retractions, &keys().e2e_latency}) {
+      put(dict, *key, nb::none());
+    }
+    return dict.release().ptr();
+  }();
+  return meta;
+}
+
 nb::dict meta_of(const MetaInfo& info, bool with_logprobs) {
-  nb::dict meta;
+  nb::dict meta = nb::steal<nb::dict>(PyDict_Copy(empty_meta()));
+  if (!meta.is_valid()) throw nb::python_error();
   put(meta, keys().id, text_of(info.id));
   put(meta, keys().finish_reason, reason_of(info.finish_reason));
   put(meta, keys().prompt_tokens, info.prompt_tokens);

@@ -101,33 +101,27 @@ class Stream(Generator[Output, None, None]):
             pass
 
 
+# As Mailbox.take() gives it: call, index, whether that sample is finished, its output or an error (None: call taken).
+Mail = Tuple[int, int, bool, Any]
+
+
 class AsyncSink:
     """Where one call's mail goes on its event loop. Used on the loop's thread only."""
 
-    __slots__ = ("loop", "mail", "taken", "waiter")
+    __slots__ = ("inbox", "mail", "taken", "waiter")
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self.loop = loop
-        self.mail: Deque[Tuple[int, bool, Any]] = collections.deque()
+    def __init__(self, inbox: "LoopInbox") -> None:
+        self.inbox = inbox
+        self.mail: Deque[Mail] = collections.deque()
         self.taken = False
-        self.waiter: "Optional[asyncio.Future[None]]" = None
+        self.waiter: "Optional[asyncio.Future[None]]" = None  # told of the next piece, once
 
-    def put(self, index: int, finished: bool, payload: Any) -> None:
-        self.taken = True
-        if payload is not None:
-            self.mail.append((index, finished, payload))
-        if self.waiter is not None and not self.waiter.done():
-            self.waiter.set_result(None)
+    def wait(self) -> "asyncio.Future[None]":
+        """Done when something comes."""
+        waiter = self.waiter = self.inbox.make_future(loop=self.inbox.loop)
+        return waiter
 
-    async def wait(self) -> None:
-        """Until something comes."""
-        self.waiter = self.loop.create_future()
-        try:
-            await self.waiter
-        finally:
-            self.waiter = None
-
-    async def get(self) -> Tuple[int, bool, Any]:
+    async def get(self) -> "Mail":
         while not self.mail:
             await self.wait()
         return self.mail.popleft()
@@ -136,21 +130,22 @@ class AsyncSink:
         """Until the engine has the call. Raises what is wrong with it."""
         while not self.taken:
             await self.wait()
-        if self.mail and isinstance(self.mail[0][2], BaseException):
-            raise failure(self.mail[0][2])
+        if self.mail and isinstance(self.mail[0][3], BaseException):
+            raise failure(self.mail[0][3])
 
 
 class LoopInbox:
     """One event loop's mailbox: the loop watches its file descriptor while calls are open, and holds nothing after."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, make_future: Any) -> None:
         self.loop = loop
+        self.make_future = make_future  # asyncio.Future: every token may need one, and a loop's create_future is Python
         self.mailbox = _native.Mailbox(True)
         self._sinks: Dict[int, AsyncSink] = {}
         self._watched = False
 
     def open(self, call: int) -> AsyncSink:
-        sink = self._sinks[call] = AsyncSink(self.loop)
+        sink = self._sinks[call] = AsyncSink(self)
         if not self._watched:
             self.loop.add_reader(self.mailbox.fileno(), self._on_mail)
             self._watched = True
@@ -171,11 +166,20 @@ class LoopInbox:
             self.close(call)
 
     def _on_mail(self) -> None:
+        # Once a token of each stream: what can be spared here is.
         sinks = self._sinks
-        for call, index, finished, payload in self.mailbox.take():
-            sink = sinks.get(call)
-            if sink is not None:
-                sink.put(index, finished, payload)
+        for mail in self.mailbox.take():
+            sink = sinks.get(mail[0])
+            if sink is None:
+                continue
+            sink.taken = True
+            if mail[3] is not None:
+                sink.mail.append(mail)
+            waiter = sink.waiter
+            if waiter is not None:
+                sink.waiter = None
+                if not waiter.done():
+                    waiter.set_result(None)
 
 
 class LoopInboxes:
@@ -194,7 +198,7 @@ class LoopInboxes:
             if inbox is None or inbox.loop is not loop:
                 for key in [key for key, other in self._by_loop.items() if other.loop.is_closed()]:
                     del self._by_loop[key]
-                inbox = self._by_loop[id(loop)] = LoopInbox(loop)
+                inbox = self._by_loop[id(loop)] = LoopInbox(loop, asyncio.Future)
             return inbox
 
 
@@ -217,22 +221,21 @@ class AsyncStream(AsyncGenerator[Output, None]):
         if self._unfinished == 0:
             raise StopAsyncIteration
         sink = self._sink
-        while not sink.mail:  # sink.wait(), spelt out: a coroutine less a token
-            sink.waiter = sink.loop.create_future()
+        mail = sink.mail
+        while not mail:
             try:
-                await sink.waiter
+                await sink.wait()
             except BaseException:
                 await self.aclose()
                 raise
-            finally:
-                sink.waiter = None
-        _, finished, payload = sink.mail.popleft()
-        if isinstance(payload, BaseException):
-            self._end()
-            raise failure(payload)
-        self._unfinished -= finished
-        if self._unfinished == 0:
-            self._end()
+        _, _, finished, payload = mail.popleft()
+        if finished:  # so is an error
+            if isinstance(payload, BaseException):
+                self._end()
+                raise failure(payload)
+            self._unfinished -= 1
+            if self._unfinished == 0:
+                self._end()
         chunk: Output = payload
         return chunk
 

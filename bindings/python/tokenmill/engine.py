@@ -154,7 +154,7 @@ class Engine:
             bar = _progress_bar(prepared.samples) if use_tqdm else None
             outputs: List[Any] = [None] * prepared.samples
             for _ in range(prepared.samples):
-                index, _, payload = await sink.get()
+                _, index, _, payload = await sink.get()
                 if isinstance(payload, BaseException):
                     raise failure(payload)
                 outputs[index] = payload

@@ -44,6 +44,22 @@ def wait_until_idle(engine, seconds=10):
     pytest.fail(f"still running: {engine.stats()}")
 
 
+def pytest_sessionfinish(session):
+    """Under ASan: what the engines of all tests lost fails the session."""
+    if os.environ.get("TOKENMILL_TEST_SANITIZER") != "address":
+        return
+    import leaks
+
+    text = leaks.report()
+    lost = leaks.of_the_package(text)
+    print(f"\nLeakSanitizer: {text.count(' leak of ')} leaks of Python and its modules, {len(lost)} of tokenmill")
+    if "LeakSanitizer" not in text and text:
+        print(text)
+    if lost:
+        print("\n\n".join(lost))
+        session.exitstatus = 1
+
+
 @pytest.fixture
 def text_engine(tmp_path):
     """An engine over the tiny model with a tokenizer of bytes: texts that mean nothing, of any length."""

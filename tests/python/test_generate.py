@@ -309,6 +309,4 @@ def test_not_built_yet(tiny):
         tiny.encode("a")
     with pytest.raises(ValueError, match="does not appear to be an embedding model"):
         asyncio.run(tiny.async_encode("a"))
-    with pytest.raises(NotImplementedError, match="score is not built yet"):
-        tiny.score("a", ["b"], [1])
     assert tokenmill.__version__ == "0.1.0"

@@ -9,7 +9,7 @@ import time
 import weakref
 from typing import TYPE_CHECKING, Any, Dict, Iterable, Iterator, List, Literal, Optional, Tuple, Union, overload
 
-from . import _logging, _native, _streams
+from . import _logging, _native, _score, _streams
 from ._options import ServerArgs, _server_values
 from ._request import Prepared, RequestArgs, make_options, prepare, request_fields
 from ._streams import WAIT_MS, AsyncStream, LoopInboxes, Stream, failure
@@ -300,7 +300,7 @@ class Engine:
             _logging.pump.flush()
         return report
 
-    # --- embeddings and scores: not built yet -------------------------------------------------------------------------
+    # --- embeddings (not built yet) and scores ------------------------------------------------------------------------
     def encode(self, prompt: Any, **kwargs: Any) -> Any:
         """Embeddings. Raises ValueError: no embedding model can be loaded yet."""
         raise ValueError(_NOT_AN_EMBEDDING_MODEL)
@@ -310,10 +310,15 @@ class Engine:
         raise ValueError(_NOT_AN_EMBEDDING_MODEL)
 
     def score(self, query: Any, items: Any, label_token_ids: Any, apply_softmax: bool = False,
-              item_first: bool = False) -> Any:
-        """Probabilities of label tokens after query and item. Raises NotImplementedError: not built yet."""
-        raise NotImplementedError("score is not built yet: this version generates only. Ask for label tokens with "
-                                  "generate(return_logprob=True, token_ids_logprob=[…], max_new_tokens 1) meanwhile.")
+              item_first: bool = False) -> List[List[float]]:
+        """How likely each label token is as the next one after query and item: a list an item, in the labels' order.
+
+        query: text, or token ids; items: texts, or lists of token ids; item_first puts the item before the query. The
+        numbers are probabilities over the whole vocabulary, or with apply_softmax over the labels (sum 1). The text is
+        tokenised as one; what items share at their beginning is computed once. Raises TypeError and ValueError for
+        arguments that do not fit, and ValueError for an item that cannot run.
+        """
+        return _score.score(self, query, items, label_token_ids, apply_softmax, item_first)
 
     # --- control ------------------------------------------------------------------------------------------------------
     def abort(self, rid: str) -> None:

@@ -25,7 +25,13 @@ struct Curl {
   decltype(&::curl_easy_reset) easy_reset = nullptr;
   decltype(&::curl_easy_setopt) setopt = nullptr;
   decltype(&::curl_easy_getinfo) getinfo = nullptr;
-  decltype(&::curl_easy_perform) perform = nullptr;
+  decltype(&::curl_multi_init) multi_init = nullptr;
+  decltype(&::curl_multi_cleanup) multi_cleanup = nullptr;
+  decltype(&::curl_multi_add_handle) multi_add = nullptr;
+  decltype(&::curl_multi_remove_handle) multi_remove = nullptr;
+  decltype(&::curl_multi_perform) multi_perform = nullptr;
+  decltype(&::curl_multi_poll) multi_poll = nullptr;
+  decltype(&::curl_multi_info_read) multi_info_read = nullptr;
   decltype(&::curl_easy_strerror) strerror = nullptr;
   decltype(&::curl_slist_append) slist_append = nullptr;
   decltype(&::curl_slist_free_all) slist_free_all = nullptr;
@@ -48,7 +54,13 @@ struct Curl {
     find(easy_reset, "curl_easy_reset");
     find(setopt, "curl_easy_setopt");
     find(getinfo, "curl_easy_getinfo");
-    find(perform, "curl_easy_perform");
+    find(multi_init, "curl_multi_init");
+    find(multi_cleanup, "curl_multi_cleanup");
+    find(multi_add, "curl_multi_add_handle");
+    find(multi_remove, "curl_multi_remove_handle");
+    find(multi_perform, "curl_multi_perform");
+    find(multi_poll, "curl_multi_poll");
+    find(multi_info_read, "curl_multi_info_read");
     find(strerror, "curl_easy_strerror");
     find(slist_append, "curl_slist_append");
     find(slist_free_all, "curl_slist_free_all");
@@ -116,11 +128,28 @@ size_t on_body(char* data, size_t size, size_t count, void* user) {
   return bytes.size();
 }
 
-int on_progress(void* user, curl_off_t, curl_off_t, curl_off_t, curl_off_t) {
-  auto& transfer = *static_cast<Transfer*>(user);
+// curl_easy_perform(), but keep_going is asked ten times a second also while nothing comes.
+CURLcode perform_in(CURLM* multi, Transfer& transfer) {
+  static constexpr int kLookMs = 100;
+  const Curl& api = curl();
   const auto* keep_going = transfer.request.keep_going;
-  transfer.stopped |= keep_going != nullptr && !(*keep_going)();
-  return transfer.stopped ? 1 : 0;
+  CURLMcode status = api.multi_add(multi, transfer.handle);
+  if (status != CURLM_OK) return CURLE_OUT_OF_MEMORY;
+  int running = 1;
+  while (status == CURLM_OK && running > 0 && !transfer.stopped) {
+    status = api.multi_perform(multi, &running);
+    if (status != CURLM_OK || running == 0) break;
+    int ready = 0;
+    status = api.multi_poll(multi, nullptr, 0, kLookMs, &ready);
+    transfer.stopped |= keep_going != nullptr && !(*keep_going)();
+  }
+  CURLcode code = transfer.stopped ? CURLE_ABORTED_BY_CALLBACK : CURLE_OUT_OF_MEMORY;
+  int left = 0;
+  while (const CURLMsg* const message = api.multi_info_read(multi, &left)) {
+    if (message->msg == CURLMSG_DONE) code = message->data.result;
+  }
+  api.multi_remove(multi, transfer.handle);
+  return code;
 }
 
 HttpResponse::Failure failure_of(CURLcode code, bool stopped) {
@@ -151,14 +180,23 @@ std::string HttpResponse::header(const std::string& name) const {
 }
 
 HttpClient::HttpClient(const HubSettings& settings) : settings_(settings) {
-  if (curl().loaded) handle_ = curl().easy_init();
-  if (handle_ != nullptr) return;
+  if (curl().loaded) {
+    handle_ = curl().easy_init();
+    multi_ = curl().multi_init();
+  }
+  if (handle_ != nullptr && multi_ != nullptr) return;
+  close();
   throw Error(ErrorKind::kUnsupported,
               "libcurl.so.4 is not installed, which downloading a model needs; install it (Debian, Ubuntu: apt-get "
               "install libcurl4), or download the model by other means and pass its folder");
 }
 
-HttpClient::~HttpClient() { curl().easy_cleanup(handle_); }
+HttpClient::~HttpClient() { close(); }
+
+void HttpClient::close() {
+  if (handle_ != nullptr) curl().easy_cleanup(handle_);
+  if (multi_ != nullptr) curl().multi_cleanup(multi_);
+}
 
 HttpResponse HttpClient::perform(const HttpRequest& request) {
   const Curl& api = curl();
@@ -180,9 +218,6 @@ HttpResponse HttpClient::perform(const HttpRequest& request) {
   set(CURLOPT_HEADERDATA, &transfer);
   set(CURLOPT_WRITEFUNCTION, &on_body);
   set(CURLOPT_WRITEDATA, &transfer);
-  set(CURLOPT_XFERINFOFUNCTION, &on_progress);
-  set(CURLOPT_XFERINFODATA, &transfer);
-  set(CURLOPT_NOPROGRESS, 0L);
   if (request.head) set(CURLOPT_NOBODY, 1L);
   const std::string range = std::to_string(request.from) + "-";
   if (request.from > 0) set(CURLOPT_RANGE, range.c_str());
@@ -192,7 +227,7 @@ HttpResponse HttpClient::perform(const HttpRequest& request) {
     headers = api.slist_append(headers, ("Authorization: Bearer " + settings_.token).c_str());
   }
   set(CURLOPT_HTTPHEADER, headers);
-  const CURLcode code = api.perform(handle_);
+  const CURLcode code = perform_in(multi_, transfer);
   api.slist_free_all(headers);
   HttpResponse& response = transfer.response;
   response.status = transfer.status();

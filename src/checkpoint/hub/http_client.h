@@ -53,8 +53,11 @@ class HttpClient {
   HttpResponse perform(const HttpRequest& request);
 
  private:
+  void close();
+
   const HubSettings& settings_;
   void* handle_ = nullptr;
+  void* multi_ = nullptr;  // keeps the connections
 };
 
 // A name as part of a URL's path; `keep` are characters left as they are beside letters, digits and "-._~".

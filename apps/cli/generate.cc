@@ -151,8 +151,10 @@ int run_batch(Engine& engine, const GenerateOptions& options, bool as_json) {
   const bool wants_bar = !options.no_progress && (!to_stdout || !is_terminal(stdout));
   std::unique_ptr<ProgressBar> bar;
   batch.on_progress = [&](const BatchProgress& progress) {
-    if (!bar) bar = std::make_unique<ProgressBar>(progress.total - progress.resumed, wants_bar);
-    bar->update(progress.done + progress.failed, progress.completion_tokens);
+    if (progress.total > 0) {
+      if (!bar) bar = std::make_unique<ProgressBar>(progress.total - progress.resumed, wants_bar);
+      bar->update(progress.done + progress.failed, progress.completion_tokens);
+    }
     return !interrupted();
   };
   const auto start = Clock::now();

@@ -14,7 +14,7 @@
 namespace tokenmill {
 
 struct BatchProgress {
-  int64_t total = 0;          // requests in the input
+  int64_t total = 0;          // requests in the input; 0 until it was read through
   int64_t resumed = 0;        // of these, had their result in the output before
   int64_t done = 0;           // got their result in this run
   int64_t failed = 0;         // got an error in this run

@@ -136,6 +136,14 @@ def test_while_a_file_is_run(engine, tmp_path):
     still_works(engine)
 
 
+def test_while_a_file_of_long_prompts_is_run(text_engine, tmp_path):
+    source = tmp_path / "in.jsonl"
+    source.write_text(('{"prompt": "' + "ab " * 100_000 + '"}\n') * 300)
+    with ctrl_c_after(0.5):
+        text_engine.run_batch(source, tmp_path / "out.jsonl", LONG)
+    still_works(text_engine)
+
+
 def test_while_a_prompt_is_pinned():
     with make_tiny() as engine:
         slow = engine.generate(input_ids=[IDS] * 256, sampling_params=LONG, stream=True)

@@ -5,6 +5,7 @@
 #include <condition_variable>
 #include <ctime>
 #include <deque>
+#include <exception>
 #include <filesystem>
 #include <mutex>
 #include <utility>
@@ -99,6 +100,8 @@ void BatchRun::survey() {
   std::vector<uint64_t> ids;
   std::string last_line;
   while (input_.next(line_)) {
+    if (time_to_look()) report_progress();
+    if (report_.stopped) return;
     const int64_t index = input_.index();
     if (const std::string id = find_custom_id(line_); !id.empty()) ids.push_back(fnv1a(id));
     if (index == earlier_.last_index) last_line = line_;
@@ -141,6 +144,13 @@ BatchReport BatchRun::run() {
   if (output_) output_->sync();
   report_.error_path = errors_->path();
   return report_;
+}
+
+bool BatchRun::time_to_look() {
+  const auto now = std::chrono::steady_clock::now();
+  if (now - looked_ < kWait) return false;
+  looked_ = now;
+  return true;
 }
 
 void BatchRun::report_progress() {
@@ -224,8 +234,45 @@ void BatchRun::submit(std::vector<Request> requests, const std::vector<int64_t>&
     return true;
   };
   call->on_failure = [inbox = inbox_](const Error& error) { inbox->fail(error); };
-  const std::vector<std::string> rids = core_.submit(std::move(requests), std::move(call), false);
+  // Tokenising long prompts may take minutes: it is looked for a stop there too.
+  bool ended = false;
+  std::exception_ptr thrown;
+  const KeepGoing keep_going = [&] {
+    if (ended || !options_.on_progress || !time_to_look()) return !ended;
+    try {
+      ended = !options_.on_progress(report_);
+    } catch (...) {
+      ended = true;
+      thrown = std::current_exception();
+    }
+    return !ended;
+  };
+  std::vector<std::string> rids;
+  try {
+    rids = core_.submit(std::move(requests), std::move(call), false, 0, false, keep_going);
+  } catch (const Error&) {
+    forget(indices);
+    if (thrown) std::rethrow_exception(thrown);
+    if (!ended) {
+      // The engine is gone, but what it had finished is on its way; the rest of `pending_` ends with its error.
+      while (!pending_.empty()) {
+        for (Arrival& arrival : inbox_->take(kWait)) collect(std::move(arrival));
+      }
+      throw;
+    }
+    report_.stopped = true;
+    for (const auto& [index, pending] : pending_) core_.abort(pending.rid);
+    return;
+  }
   for (size_t i = 0; i < rids.size(); ++i) pending_.at(indices[i]).rid = rids[i];
+}
+
+// Requests that the engine did not take: they have no result in this run.
+void BatchRun::forget(const std::vector<int64_t>& indices) {
+  for (const int64_t index : indices) {
+    samples_ -= pending_.at(index).missing;
+    pending_.erase(index);
+  }
 }
 
 void BatchRun::take() {

@@ -5,6 +5,7 @@
 // All of it on the caller's thread but the callback that fills the inbox.
 #pragma once
 
+#include <chrono>
 #include <cstdint>
 #include <map>
 #include <memory>
@@ -65,6 +66,8 @@ class BatchRun {
   void fail(const RecordId& id, int64_t line, const std::string& custom_id, const char* code, const std::string& error);
   void finish(Ended ended);
   void emit(const Ended& ended);
+  void forget(const std::vector<int64_t>& indices);
+  bool time_to_look();  // for a stop, where no result brings one here: ten times a second
   void report_progress();
   uint64_t fingerprint_of(std::string_view line) const { return fnv1a(line, settings_hash_); }
   bool has_room() const { return samples_ + static_cast<int64_t>(held_.size()) < window_; }
@@ -81,6 +84,7 @@ class BatchRun {
   std::shared_ptr<Inbox> inbox_;
   BatchReport report_;
 
+  std::chrono::steady_clock::time_point looked_ = std::chrono::steady_clock::now();
   std::string line_;
   bool exhausted_ = false;                             // all of the input was read
   std::unordered_map<uint64_t, int64_t> first_lines_;  // hash of a custom_id that comes twice -> its first line, or 0

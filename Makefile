@@ -73,7 +73,7 @@ check: ## format, include directions, hygiene, docs
 	@tools/check_hygiene.py
 	@tools/check_docs.py
 
-docs: libraries  ## check the documents: links, tables of options, and that every snippet runs
+docs: libraries python  ## check the documents: links, tables of options, and that every snippet runs
 	@tools/check_docs.py
 	@tools/make_reference.py $(BUILD)/bin/tokenmill --check
 	@tools/run_snippets.py $(BUILD)

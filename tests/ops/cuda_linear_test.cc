@@ -115,5 +115,37 @@ TEST_F(CudaBackendTest, AlignedProductsAndTheirBf16Activations) {
   }
 }
 
+// Matrices so tall that every width of tile of the kernels for tens of rows is the best for one of them.
+TEST_F(CudaBackendTest, ProductsOfTensOfRows) {
+  constexpr int64_t kK = 192;
+  for (const int64_t n : {4096, 6144, 8192, 12288, 14336, 16384}) {
+    for (const int64_t rows : {19, 33, 64}) {
+      SCOPED_TRACE("n " + std::to_string(n) + " rows " + std::to_string(rows));
+      auto x = normal_values(rows * kK, random_), w = normal_values(n * kK, random_),
+           u = normal_values(n * kK, random_);
+      for (std::vector<float>* values : {&x, &w, &u}) {
+        for (float& value : *values) value = rounded(value);
+      }
+      const auto before = normal_values(rows * n, random_), bias = normal_values(n, random_);
+      const RawTensor wt = tensor_of(w, n, kK, WeightType::kBF16), ut = tensor_of(u, n, kK, WeightType::kBF16);
+      const RawTensor *wp = &wt, *up = &ut;
+      compare(2e-5, [&](Backend& ops) {
+        const auto weight = ops.pack({&wp, 1}, bias, Packing::kBFloat16);
+        Placed in(ops, rows, kK, x, 8), sum(ops, rows, n, before, 8);
+        ops.linear({.x = in.view(), .weight = weight.get(), .add_to_out = true, .out = sum.view()});
+        return sum.read();
+      });
+      compare(1e-2, [&](Backend& ops) {
+        const auto weight = ops.pack({&wp, 1}, bias, Packing::kBFloat16),
+                   other = ops.pack({&up, 1}, {}, Packing::kBFloat16);
+        Placed in(ops, rows, kK, x, 8);
+        PlacedInput gated(ops, rows, n);
+        ops.gated_linear({.x = in.view(), .gate = weight.get(), .up = other.get(), .out = gated.view()});
+        return gated.read();
+      });
+    }
+  }
+}
+
 }  // namespace
 }  // namespace tokenmill

@@ -25,18 +25,46 @@ size_t schedule_size(size_t items) {
 
 }  // namespace
 
-void CudaBackend::StepPlan::fill_tensor(CudaAttentionSchedule& schedule, int num_sms) const {
-  const auto is_few = [&](const PlanRow& row) {
-    return !one_split && int64_t{row.q_len} * schedule.group <= kFewRowsMax;
-  };
+bool CudaBackend::StepPlan::has_few(const PlanRow& row, const CudaAttentionSchedule& schedule) const {
+  return !one_split && int64_t{row.q_len} * schedule.group <= kFewRowsMax;
+}
+
+// About two blocks a multiprocessor, none of them with too few keys to be worth a merge; or a part of that, where more
+// and shorter blocks come out more evenly: rounds of blocks times what one takes, in tiles.
+int64_t CudaBackend::StepPlan::tensor_keys_per_block(const CudaAttentionSchedule& schedule, int num_sms) const {
+  constexpr int64_t kBlockTiles = 2;  // what starting and merging a block costs
+  const int64_t at_a_time = 2 * num_sms;
   int64_t keys_total = 0;
   for (const PlanRow& row : rows) {
     const int64_t units = (int64_t{row.q_len} * schedule.group + kTensorFewRows - 1) / kTensorFewRows;
-    if (is_few(row)) keys_total += units * row.kv_len * schedule.kv_heads;
+    if (has_few(row, schedule)) keys_total += units * row.kv_len * schedule.kv_heads;
   }
-  // About two blocks a multiprocessor, none of them with too few keys to be worth a merge.
-  const int64_t keys_per_block =
-      std::max(kTensorSplitKeysMin, (keys_total / (2 * num_sms) + kTensorTile - 1) / kTensorTile * kTensorTile);
+  int64_t best = 0;
+  double best_cost = 0;
+  for (int64_t part = 1; part <= 4; ++part) {
+    const int64_t keys =
+        std::max(kTensorSplitKeysMin, (keys_total / (part * at_a_time) + kTensorTile - 1) / kTensorTile * kTensorTile);
+    int64_t blocks = 0, tiles = 0;
+    for (const PlanRow& row : rows) {
+      if (!has_few(row, schedule)) continue;
+      const int64_t units = (int64_t{row.q_len} * schedule.group + kTensorFewRows - 1) / kTensorFewRows;
+      blocks += units * std::clamp<int64_t>((row.kv_len + keys - 1) / keys, 1, kSplitsMax) * schedule.kv_heads;
+      tiles += units * ((row.kv_len + kTensorTile - 1) / kTensorTile) * schedule.kv_heads;
+    }
+    if (blocks == 0) return keys;
+    const double a_block = static_cast<double>(tiles) / static_cast<double>(blocks) + kBlockTiles;
+    const double cost = static_cast<double>((blocks + at_a_time - 1) / at_a_time) * a_block;
+    if (best == 0 || cost < 0.97 * best_cost) {
+      best = keys;
+      best_cost = cost;
+    }
+  }
+  return best;
+}
+
+void CudaBackend::StepPlan::fill_tensor(CudaAttentionSchedule& schedule, int num_sms) const {
+  const auto is_few = [&](const PlanRow& row) { return has_few(row, schedule); };
+  const int64_t keys_per_block = tensor_keys_per_block(schedule, num_sms);
   int64_t tiles_max = 1;
   for (size_t r = 0; r < rows.size(); ++r) {
     const PlanRow& row = rows[r];

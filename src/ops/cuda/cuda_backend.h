@@ -97,7 +97,7 @@ class CudaBackend final : public Backend {
   };
   // x itself where it will do, else prepare_input() into scratch.
   PreparedInput input_of(Matrix x, const Norm* norm, const CudaWeight& weight);  // linear.cu
-  // False where neither stream_linear.h nor wide_linear.h can do it, or is to.
+  // False where none of stream_linear.h, tens_linear.h and wide_linear.h can do it, or is to.
   bool stream_product(Matrix x, const Norm* norm, const CudaWeight& weight, const CudaWeight* second,
                       Activation activation, bool add, Matrix out);
   void gemm(const CudaWeight& weight, PreparedInput x, int64_t rows, bool add, Matrix out);
@@ -108,7 +108,7 @@ class CudaBackend final : public Backend {
                          Matrix out);  // linear_invariant.cu
 
   int device_;
-  int gemv_rows_max_, stream_rows_max_, wide_rows_max_;
+  int gemv_rows_max_, stream_rows_max_, tens_rows_max_, wide_rows_max_;
   bool deterministic_;
   int num_sms_ = 0;
   bool early_launch_ = false;  // launch.cuh

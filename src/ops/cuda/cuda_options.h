@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <vector>
 
 #include "ops/backend.h"
 
@@ -14,7 +15,9 @@ struct CudaOptions {
   int gemv_rows_max = 4;
   // The same for the kernels of stream_linear.h (at most 32), which come first where they can be used.
   int stream_rows_max = 16;
-  // The same for those of wide_linear.h, for measuring: at 32 and 64 rows cuBLAS is faster.
+  // The same for those of tens_linear.h (at most 64), which come next.
+  int tens_rows_max = 64;
+  // The same for those of wide_linear.h, for measuring.
   int wide_rows_max = 0;
   // Kernels whose results for a row never depend on the step's other rows, bit for bit.
   bool deterministic = false;
@@ -33,5 +36,22 @@ int64_t count_cuda_graph_launches(const Backend& backend);
 // device reads a buffer of `bytes`, best of some runs. The backend must be a CUDA one.
 std::unique_ptr<Weight> make_random_cuda_weight(Backend& backend, int64_t n, int64_t k, float deviation, uint64_t seed);
 double measure_cuda_read_bandwidth(Backend& backend, size_t bytes);
+
+// For benchmarks. Times on the device: every mark follows what has been launched before it. Kernels on both sides of
+// one do not overlap.
+class CudaMarks {
+ public:
+  explicit CudaMarks(Backend& backend);  // a CUDA one, which outlives this
+  ~CudaMarks();
+  CudaMarks(const CudaMarks&) = delete;
+  CudaMarks& operator=(const CudaMarks&) = delete;
+  void mark();
+  // Waits for the last mark; times between neighbours. The marks are forgotten.
+  std::vector<double> milliseconds();
+
+ private:
+  struct Events;
+  std::unique_ptr<Events> events_;
+};
 
 }  // namespace tokenmill

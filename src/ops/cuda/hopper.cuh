@@ -55,5 +55,58 @@ __device__ inline void copy_box(uint32_t target, const CUtensorMap* map, int pie
       "l"(map), "r"(0), "r"(piece), "r"(row), "r"(barrier), "l"(policy)
       : "memory");
 }
+// A box of a matrix seen as [row / 8][k / 64][8][64] (row_groups_map() in tensor_map.h).
+__device__ inline void copy_row_groups(uint32_t target, const CUtensorMap* map, int piece, int group, uint32_t barrier,
+                                       uint64_t policy) {
+  asm volatile(
+      "cp.async.bulk.tensor.4d.shared::cluster.global.tile.mbarrier::complete_tx::bytes.L2::cache_hint "
+      "[%0], [%1, {%2, %2, %3, %4}], [%5], %6;" ::"r"(target),
+      "l"(map), "r"(0), "r"(piece), "r"(group), "r"(barrier), "l"(policy)
+      : "memory");
+}
+
+// What the blocks of a cluster do to each other: an address of this block's shared memory in that of another, and
+// barriers that order what was written before against what is read after.
+__device__ inline uint32_t cluster_address(uint32_t address, int rank) {
+  uint32_t there;
+  asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(address), "r"(rank));
+  return there;
+}
+__device__ inline void arrive_there(uint32_t barrier, int rank) {
+  asm volatile("mbarrier.arrive.release.cluster.shared::cluster.b64 _, [%0];" ::"r"(cluster_address(barrier, rank))
+               : "memory");
+}
+// The same where only reads went before, as of a stage of a ring: at cluster scope a release waits for all of the
+// thread's writes to be seen by the whole device (MEMBAR.ALL.GPU), which took more time than a stage.
+__device__ inline void hand_back_there(uint32_t barrier, int rank) {
+  asm volatile("mbarrier.arrive.shared::cluster.b64 _, [%0];" ::"r"(cluster_address(barrier, rank)) : "memory");
+}
+__device__ inline void wait_cluster_barrier(uint32_t barrier, uint32_t parity) {
+  asm volatile(
+      "{\n"
+      ".reg .pred done;\n"
+      "again_%=:\n"
+      "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 done, [%0], %1;\n"
+      "@!done bra again_%=;\n"
+      "}" ::"r"(barrier),
+      "r"(parity)
+      : "memory");
+}
+__device__ inline float4 load_there(uint32_t address) {
+  float4 v;
+  asm volatile("ld.shared::cluster.v4.f32 {%0, %1, %2, %3}, [%4];"
+               : "=f"(v.x), "=f"(v.y), "=f"(v.z), "=f"(v.w)
+               : "r"(address)
+               : "memory");
+  return v;
+}
+__device__ inline void sync_cluster() {
+  asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
+}
+// The same without an order of memory: for when the blocks have made their barriers (fence_barriers()), and for when
+// they may end.
+__device__ inline void meet_cluster() {
+  asm volatile("barrier.cluster.arrive.relaxed.aligned;\nbarrier.cluster.wait.aligned;" ::: "memory");
+}
 
 }  // namespace tokenmill

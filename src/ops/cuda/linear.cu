@@ -1,5 +1,5 @@
-// Products with weights: stream_linear.h for few rows where it can, else for very few the plain streaming kernel below,
-// and cuBLAS for more. In deterministic inference wide_linear.h where it can. Sums in fp32.
+// Products with weights: stream_linear.h for few rows and tens_linear.h for some more where they can, else for very few
+// the plain streaming kernel below, and cuBLAS. In deterministic inference wide_linear.h where it can. Sums in fp32.
 #include <algorithm>
 
 #include "base/check.h"
@@ -8,6 +8,7 @@
 #include "ops/cuda/device_math.cuh"
 #include "ops/cuda/launch.cuh"
 #include "ops/cuda/stream_linear.h"
+#include "ops/cuda/tens_linear.h"
 #include "ops/cuda/wide_linear.h"
 
 namespace tokenmill {
@@ -274,18 +275,21 @@ bool CudaBackend::stream_product(Matrix x, const Norm* norm, const CudaWeight& w
   ready.norm = nullptr;
   const bool streams = x.rows <= stream_rows_max_;
   const bool widens = (deterministic_ || x.rows <= wide_rows_max_) && can_widen(ready);
+  const bool is_tens = !deterministic_ && x.rows <= tens_rows_max_ && can_take_tens(ready);
   if (streams && can_stream(product)) {
     launch_stream_product(product, num_sms_, stream());
     return true;
   }
-  if (!widens && !(streams && can_stream(ready))) return false;
+  if (!widens && !is_tens && !(streams && can_stream(ready))) return false;
   const PreparedInput prepared = input_of(x, norm, weight);
   ready.x = prepared.data;
   ready.x_stride = prepared.stride;
   if (streams && can_stream(ready)) {
     launch_stream_product(ready, num_sms_, stream());
-  } else {
+  } else if (widens) {
     launch_wide_product(ready, num_sms_, stream());
+  } else {
+    launch_tens_product(ready, num_sms_, stream());
   }
   return true;
 }

@@ -1,5 +1,6 @@
-// What benchmarks need of the device itself: weights of random values, and the read roof.
+// What benchmarks need of the device itself: weights of random values, the read roof, and times.
 #include <algorithm>
+#include <deque>
 
 #include "base/check.h"
 #include "ops/cuda/cuda_backend.h"
@@ -53,6 +54,33 @@ class TimingEvent {
 };
 
 }  // namespace
+
+struct CudaMarks::Events {
+  CudaBackend& backend;
+  std::deque<TimingEvent> all;  // made once, used again
+  size_t used = 0;
+};
+
+CudaMarks::CudaMarks(Backend& backend) : events_(new Events{static_cast<CudaBackend&>(backend), {}}) {}
+CudaMarks::~CudaMarks() = default;
+
+void CudaMarks::mark() {
+  events_->backend.use_device();
+  if (events_->used == events_->all.size()) events_->all.emplace_back();
+  TM_CUDA(cudaEventRecord(events_->all[events_->used++].get(), events_->backend.stream()));
+}
+
+std::vector<double> CudaMarks::milliseconds() {
+  std::vector<double> times;
+  if (events_->used > 0) TM_CUDA(cudaEventSynchronize(events_->all[events_->used - 1].get()));
+  for (size_t i = 1; i < events_->used; ++i) {
+    float milliseconds = 0;
+    TM_CUDA(cudaEventElapsedTime(&milliseconds, events_->all[i - 1].get(), events_->all[i].get()));
+    times.push_back(static_cast<double>(milliseconds));
+  }
+  events_->used = 0;
+  return times;
+}
 
 std::unique_ptr<Weight> make_random_cuda_weight(Backend& backend, int64_t n, int64_t k, float deviation,
                                                 uint64_t seed) {

@@ -61,6 +61,9 @@ struct CudaBackend::StepPlan {
   void fill(CudaAttentionSchedule& schedule, int num_sms) const;
   void fill_plain(CudaAttentionSchedule& schedule, int num_sms) const;
   void fill_tensor(CudaAttentionSchedule& schedule, int num_sms) const;
+  // Whether a sequence counts as one with few new tokens; and how many keys a block of those takes at most.
+  bool has_few(const PlanRow& row, const CudaAttentionSchedule& schedule) const;
+  int64_t tensor_keys_per_block(const CudaAttentionSchedule& schedule, int num_sms) const;
   // All schedules' items into an upload, and, once it is sent, their places.
   std::vector<size_t> add_items(PackedUpload& to) const;
   void set_items(const PackedUpload& from, std::span<const size_t> offsets);

@@ -72,6 +72,38 @@ __device__ inline void multiply_shared(float (&c)[64], uint64_t a, uint64_t b, i
       : TM_R8(c, 0), TM_R8(c, 8), TM_R8(c, 16), TM_R8(c, 24), TM_R8(c, 32), TM_R8(c, 40), TM_R8(c, 48), TM_R8(c, 56)
       : "l"(a), "l"(b), "r"(add));
 }
+__device__ inline void multiply_shared(float (&c)[24], uint64_t a, uint64_t b, int add) {
+  asm volatile(
+      "{\n.reg .pred p;\nsetp.ne.b32 p, %26, 0;\n"
+      "wgmma.mma_async.sync.aligned.m64n48k16.f32.bf16.bf16 "
+      "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, "
+      "%22, %23}, "
+      "%24, %25, p, 1, 1, 0, 0;\n}"
+      : TM_R8(c, 0), TM_R8(c, 8), TM_R8(c, 16)
+      : "l"(a), "l"(b), "r"(add));
+}
+__device__ inline void multiply_shared(float (&c)[48], uint64_t a, uint64_t b, int add) {
+  asm volatile(
+      "{\n.reg .pred p;\nsetp.ne.b32 p, %50, 0;\n"
+      "wgmma.mma_async.sync.aligned.m64n96k16.f32.bf16.bf16 "
+      "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, "
+      "%22, %23, %24, %25, %26, %27, %28, %29, %30, %31, %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, "
+      "%42, %43, %44, %45, %46, %47}, "
+      "%48, %49, p, 1, 1, 0, 0;\n}"
+      : TM_R8(c, 0), TM_R8(c, 8), TM_R8(c, 16), TM_R8(c, 24), TM_R8(c, 32), TM_R8(c, 40)
+      : "l"(a), "l"(b), "r"(add));
+}
+__device__ inline void multiply_shared(float (&c)[56], uint64_t a, uint64_t b, int add) {
+  asm volatile(
+      "{\n.reg .pred p;\nsetp.ne.b32 p, %58, 0;\n"
+      "wgmma.mma_async.sync.aligned.m64n112k16.f32.bf16.bf16 "
+      "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, "
+      "%22, %23, %24, %25, %26, %27, %28, %29, %30, %31, %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, "
+      "%42, %43, %44, %45, %46, %47, %48, %49, %50, %51, %52, %53, %54, %55}, "
+      "%56, %57, p, 1, 1, 0, 0;\n}"
+      : TM_R8(c, 0), TM_R8(c, 8), TM_R8(c, 16), TM_R8(c, 24), TM_R8(c, 32), TM_R8(c, 40), TM_R8(c, 48)
+      : "l"(a), "l"(b), "r"(add));
+}
 // c += a b: a [64, 16] in registers, b [16, 128] or [16, 64] in shared memory with neighbours along N.
 __device__ inline void multiply_registers(float (&c)[64], const uint32_t (&a)[4], uint64_t b) {
   asm volatile(

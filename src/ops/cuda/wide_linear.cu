@@ -57,47 +57,6 @@ struct Shape {
 
 #if __CUDA_ARCH_FEAT_SM90_ALL
 
-__device__ inline void copy_weight_box(uint32_t target, const CUtensorMap* map, int piece, int group, uint32_t barrier,
-                                       uint64_t policy) {
-  asm volatile(
-      "cp.async.bulk.tensor.4d.shared::cluster.global.tile.mbarrier::complete_tx::bytes.L2::cache_hint "
-      "[%0], [%1, {%2, %2, %3, %4}], [%5], %6;" ::"r"(target),
-      "l"(map), "r"(0), "r"(piece), "r"(group), "r"(barrier), "l"(policy)
-      : "memory");
-}
-
-__device__ inline uint32_t cluster_address(uint32_t address, int rank) {
-  uint32_t there;
-  asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(address), "r"(rank));
-  return there;
-}
-__device__ inline void arrive_there(uint32_t barrier, int rank) {
-  asm volatile("mbarrier.arrive.release.cluster.shared::cluster.b64 _, [%0];" ::"r"(cluster_address(barrier, rank))
-               : "memory");
-}
-__device__ inline void wait_cluster_barrier(uint32_t barrier, uint32_t parity) {
-  asm volatile(
-      "{\n"
-      ".reg .pred done;\n"
-      "again_%=:\n"
-      "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 done, [%0], %1;\n"
-      "@!done bra again_%=;\n"
-      "}" ::"r"(barrier),
-      "r"(parity)
-      : "memory");
-}
-__device__ inline float4 load_there(uint32_t address) {
-  float4 v;
-  asm volatile("ld.shared::cluster.v4.f32 {%0, %1, %2, %3}, [%4];"
-               : "=f"(v.x), "=f"(v.y), "=f"(v.z), "=f"(v.w)
-               : "r"(address)
-               : "memory");
-  return v;
-}
-__device__ inline void sync_cluster() {
-  asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
-}
-
 // Stages of a block in the order in which they are filled and used.
 template <class S>
 struct Walk {
@@ -150,10 +109,10 @@ __device__ void fill_ring(const WideArgs& args, uint32_t ring, uint32_t full, ui
       const int number = at.weight_tile() * S::kGroups + group;  // of 64 rows
       const uint32_t place = target + group * S::kGroupBytes;
       if (args.gated) {
-        copy_weight_box(place, &args.weight, at.piece, number * 4, barrier, once);
-        copy_weight_box(place + S::kGroupBytes / 2, &args.second, at.piece, number * 4, barrier, once);
+        copy_row_groups(place, &args.weight, at.piece, number * 4, barrier, once);
+        copy_row_groups(place + S::kGroupBytes / 2, &args.second, at.piece, number * 4, barrier, once);
       } else {
-        copy_weight_box(place, &args.weight, at.piece, number * 8, barrier, once);
+        copy_row_groups(place, &args.weight, at.piece, number * 8, barrier, once);
       }
     }
   };
@@ -291,6 +250,12 @@ __device__ void finish_tile(const WideArgs& args, const Walk<S>& at, int rank, L
 }
 
 // A tile of the cluster: every block has the sums of one slice, and finishes a quarter of the input's rows.
+//
+// Sums are written, then a lane of every warp arrives (release, cluster) at the barrier of each block; readers wait
+// for their own block's (acquire, cluster): by the PTX memory model each write happens before each read, and the same
+// again before the sums are overwritten. The machine code has both: MEMBAR.ALL.GPU before SYNCS.ARRIVE.TRANS64.RED, and
+// CCTL.IVALL after SYNCS.PHASECHK.TRANS64.TRYWAIT. __syncwarp() orders the warp's writes before the arriving lanes.
+// compute-sanitizer's racecheck (2025.3.1) reports hazards here all the same (docs/cuda.md).
 template <class S>
 __device__ void merge_tile(const WideArgs& args, const Walk<S>& at, const float (&acc)[S::kTokens / 2], float* sums,
                            uint32_t merge_full, uint32_t merge_empty, int round) {

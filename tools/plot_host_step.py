@@ -8,9 +8,10 @@ import math
 import sys
 
 PANELS = [("by batch size", ["batch"]), ("by queue length", ["waiting, batch 256", "waiting, batch 1"]),
-          ("by tree size (tokens)", ["tree tokens, batch 256"])]
+          ("by tree size (tokens)", ["tree tokens, batch 256"]),
+          ("32 start and 32 end, by queue length", ["turnover, batch 256, waiting", "turnover, 259 tokens shared"])]
 COLORS = ["#1f77b4", "#2ca02c"]
-WIDTH, PANEL, LEFT, TOP, HEIGHT = 900, 300, 52, 40, 200
+WIDTH, PANEL, LEFT, TOP, HEIGHT = 1160, 290, 52, 40, 200
 
 
 def position(value):  # logarithmic, with a place for zero
@@ -20,7 +21,7 @@ def position(value):  # logarithmic, with a place for zero
 def main():
     rows = list(csv.reader(sys.stdin))[1:]
     # A case's name may hold a comma.
-    points = [(",".join(row[:-5]), float(row[-5]), float(row[-4])) for row in rows]
+    points = [(",".join(row[:-6]), float(row[-6]), float(row[-5])) for row in rows]
     out = [f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {TOP + HEIGHT + 60}">',
            "<style>text{font:11px sans-serif;fill:#333}</style>",
            f'<rect width="{WIDTH}" height="{TOP + HEIGHT + 60}" fill="white"/>',
@@ -33,7 +34,7 @@ def main():
         x = lambda value: left + (right - left) * position(value) / last
         y = lambda us: TOP + HEIGHT * (1 - us / most)
         out.append(f'<text x="{left}" y="{TOP - 8}">{title}</text>')
-        for us in (0, 25, 50):
+        for us in (0, 25, 50) if most < 100 else (0, 100, 200):
             out.append(f'<line x1="{left}" x2="{right}" y1="{y(us):.1f}" y2="{y(us):.1f}" stroke="#ddd"/>'
                        f'<text x="{left - 6}" y="{y(us) + 4:.1f}" text-anchor="end">{us}</text>')
         for case, color in zip(cases, COLORS):

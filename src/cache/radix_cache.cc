@@ -19,12 +19,12 @@ RadixCache::RadixCache(const RadixCacheOptions& options)
 
 RadixCache::~RadixCache() {
   std::vector<RadixNode*> open;
-  for (auto& [name, root] : roots_) open.insert(open.end(), root->children.begin(), root->children.end());
+  for (auto& [name, root] : roots_) open.push_back(root.get());
   while (!open.empty()) {
     RadixNode* node = open.back();
     open.pop_back();
-    open.insert(open.end(), node->children.begin(), node->children.end());
-    delete node;
+    for (const ChildEntry& child : node->children) open.push_back(child.node);
+    if (!node->is_root()) delete node;
   }
 }
 
@@ -151,10 +151,10 @@ void RadixCache::add_tail(PrefixLease& lease, TokenSpan tokens, uint64_t step, b
   if (nearest && rows == static_cast<int64_t>(tail.size())) return;
   const int64_t index = lease.tree_tokens / page_size();
   if (options_.window > 0) {
-    const auto equal = lease.node->children.find(tail);  // but for its window block
+    const auto equal = lease.node->children.find(TokenQuery(tail));  // but for its window block
     if (equal != lease.node->children.end()) {
       const int32_t own = lease.window_blocks[static_cast<size_t>(index)];
-      if (step == 0 && own >= 0) give_window(*equal, 0, own);
+      if (step == 0 && own >= 0) give_window(equal->node, 0, own);
       return;
     }
   }
@@ -261,7 +261,7 @@ void RadixCache::change_pins(const PrefixLease& lease, int32_t change) {
 
 void RadixCache::clear() {
   TM_CHECK(locked_blocks_ == pinned_blocks_ && pending_.empty());
-  while (!eviction_order_.empty()) remove_leaf(std::get<2>(*eviction_order_.begin()), /*free_blocks=*/true);
+  while (!eviction_order_.empty()) remove_leaf(std::get<2>(eviction_order_.front()), /*free_blocks=*/true);
   TM_CHECK(tree_blocks_ == pinned_blocks_);
   if (window_idle_ > 0) evict_window(window_idle_);
   std::erase_if(roots_, [](const auto& entry) { return entry.second->locks == 0 && entry.second->watches.empty(); });

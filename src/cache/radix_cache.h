@@ -22,9 +22,9 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <map>
 #include <memory>
-#include <set>
 #include <span>
 #include <string>
 #include <tuple>
@@ -60,19 +60,6 @@ struct PartialMatch {
   int32_t window_block = -1;  // the same rows in the window group
 };
 
-// A waiting sequence hung on the tree: `matched` follows every change of the tree without a new walk from the root.
-// Owned by the waiting sequence; its address and its tokens must not change between watch() and unwatch().
-struct PrefixWatch {
-  TokenSpan tokens;                                  // at most this much may match
-  int64_t matched = 0;                               // longest common prefix with the tree, uncommitted parts included
-  void* owner = nullptr;                             // the caller's
-  RadixNode* node = nullptr;                         // the deepest node that is a whole prefix of tokens
-  RadixNode* branch = nullptr;                       // its child that matches further in part; null: none
-  int32_t next_token = -1;                           // the token after `node`; -1: none
-  PrefixWatch *previous = nullptr, *next = nullptr;  // others with the same node and next token
-  bool changed = false;                              // is in changed_watches
-};
-
 struct RadixCacheOptions {
   int32_t page_size = 32;
   int32_t num_blocks = 0;
@@ -80,6 +67,7 @@ struct RadixCacheOptions {
   EvictionPolicy eviction = EvictionPolicy::kLru;
   // Tokens that layers with a window see, and their blocks, numbered by themselves; 0: there is no such group.
   int32_t window = 0, window_blocks = 0;
+  bool weigh_watches = false;  // visit_watches() is wanted
 };
 
 class RadixCache {
@@ -122,6 +110,12 @@ class RadixCache {
   int64_t uncommitted_tokens(const PrefixWatch& watch) const;
   // Watches whose `matched` changed since the last call.
   std::vector<PrefixWatch*> take_changed_watches();
+  // Where the match of a watch may end, uncommitted parts included: at `matched`, but for holes of the window group.
+  int64_t reachable_tokens(const PrefixWatch& watch) const;
+  // With weigh_watches: the watches depth first through the tree, of siblings the one first below which most have
+  // gathered since nothing hung there (then the older); what hangs at a node itself after what hangs below it. Until
+  // visit() returns false.
+  void visit_watches(const std::function<bool(PrefixWatch&)>& visit) const;
 
   // --- figures -----------------------------------------------------------------------------------------------------
   bool enabled() const { return options_.enabled; }
@@ -172,6 +166,8 @@ class RadixCache {
   EvictionEntry eviction_entry(RadixNode* node) const;
   void update_evictable(RadixNode* node);
 
+  RadixNode* new_node(RadixNode* parent);
+  void delete_node(RadixNode* node);
   RadixNode* add_child(RadixNode* parent, TokenSpan tokens, std::span<const int32_t> blocks,
                        std::span<const int32_t> window_blocks, uint64_t step, bool live);
   RadixNode* split(RadixNode* node, int64_t tokens);  // returns the new upper part
@@ -199,12 +195,20 @@ class RadixCache {
   void evict_window(int64_t blocks);
   void check_window(std::span<const PrefixLease* const> leases, std::span<const RadixNode* const> nodes) const;
 
+  // radix_watch.cc
   void hang(PrefixWatch& watch, RadixNode* from);
-  void unhang(PrefixWatch& watch);
-  void rehang(std::span<PrefixWatch* const> watches, RadixNode* from);
-  void watches_after_add(RadixNode* parent, RadixNode* child);
-  void watches_after_split(RadixNode* parent, RadixNode* upper, RadixNode* child);
-  void watches_after_loss(RadixNode* parent, RadixNode* child);
+  void unhang(PrefixWatch& watch, bool leaves);
+  void hang_again(std::span<PrefixWatch* const> watches, RadixNode* from, uint64_t step);
+  std::vector<PrefixWatch*> unhang_all(RadixNode* node);
+  void set_matched(PrefixWatch& watch, int64_t matched, uint64_t step);
+  static WatchesBelow::Branch branch_of(const RadixNode* node) {
+    return {node->below->weight, node->branch, const_cast<RadixNode*>(node)};
+  }
+  void weigh(RadixNode* node, int64_t count_change, int64_t weight_change);
+  void watches_after_add(RadixNode* parent, RadixNode* child, int64_t rows_before);
+  void watches_after_cut(RadixNode* parent, RadixNode* child);
+  void watches_after_removal(RadixNode* parent, RadixNode* child);
+  void branches_after_split(RadixNode* upper, RadixNode* lower);
   void check_watches(const RadixNode* node) const;
   void check_node(const RadixNode* node, std::vector<char>& in_tree, int64_t sums[5]) const;
 
@@ -218,12 +222,20 @@ class RadixCache {
   BlockAllocator allocator_;
   BlockAllocator window_allocator_;
   std::vector<WindowUse> window_uses_;
-  std::set<EvictionEntry> window_order_;
+  OrderedChunks<EvictionEntry> window_order_;
   int64_t window_cached_ = 0, window_idle_ = 0, window_pinned_ = 0, window_evictions_ = 0;
   std::map<std::string, std::unique_ptr<RadixNode>> roots_;
-  std::set<EvictionEntry> eviction_order_;
+  OrderedChunks<EvictionEntry> eviction_order_;
   std::vector<RadixNode*> pending_;
   std::vector<PrefixWatch*> changed_watches_;
+  OrderedChunks<WatchesBelow::Branch> branches_;  // of the roots
+#if defined(__SANITIZE_ADDRESS__)
+  static constexpr size_t kSpareNodesMax = 0;  // it is to see every use of what is gone
+#else
+  static constexpr size_t kSpareNodesMax = 256;
+#endif
+  static constexpr size_t kSpareTokensMax = 1024;
+  std::vector<std::unique_ptr<RadixNode>> spare_nodes_;
   uint64_t next_id_ = 1, clock_ = 0;
   int64_t tree_blocks_ = 0, locked_blocks_ = 0, locked_tokens_ = 0, evictions_ = 0, num_nodes_ = 0;
   int64_t pinned_blocks_ = 0;

@@ -39,13 +39,31 @@ void RadixCache::check_node(const RadixNode* node, std::vector<char>& in_tree, i
 void RadixCache::check_watches(const RadixNode* node) const {
   const RadixNode* root = node;
   while (!root->is_root()) root = root->parent;
-  for (const auto& [token, head] : node->watches) {
-    TM_CHECK(head && !head->previous);
-    for (const PrefixWatch* watch = head; watch; watch = watch->next) {
-      Place place = descend(const_cast<RadixNode*>(root), watch->tokens, /*committed_only=*/false);
-      TM_CHECK(watch->node == node && place.node == node && watch->matched == node->end + place.rows);
-    }
+  const WatchEntry* before = nullptr;
+  for (const WatchEntry& entry : node->watches) {
+    const PrefixWatch* watch = entry.watch;
+    Place place = descend(const_cast<RadixNode*>(root), watch->tokens, /*committed_only=*/false);
+    TM_CHECK(watch->node == node && place.node == node && watch->matched == node->end + place.rows);
+    TM_CHECK(entry.key == TokenKey(watch->rest()) && (!before || WatchLess()(*before, entry)));
+    TM_CHECK(watch->changed_index < 0 || changed_watches_.at(static_cast<size_t>(watch->changed_index)) == watch);
+    before = &entry;
   }
+  if (!options_.weigh_watches) return;
+  // Every branch is there with its weight, and nothing else.
+  auto count = static_cast<int64_t>(node->watches.size());
+  size_t branches = 0;
+  for (const ChildEntry& child : node->children) {
+    if (!child.node->below) continue;
+    count += child.node->below->count;
+    ++branches;
+    TM_CHECK(node->below);
+    const auto found = node->below->branches.find(branch_of(child.node));
+    TM_CHECK(found != node->below->branches.end() && found->node == child.node);
+  }
+  TM_CHECK((count > 0) == (node->below != nullptr));
+  if (!node->below) return;
+  TM_CHECK(node->below->count == count && node->below->weight >= count);
+  TM_CHECK(node->below->branches.size() == branches && node->below->own.size() == node->watches.size());
 }
 
 void RadixCache::check_integrity(std::span<const PrefixLease* const> leases) const {
@@ -57,9 +75,9 @@ void RadixCache::check_integrity(std::span<const PrefixLease* const> leases) con
   for (const auto& [name, root] : roots_) nodes.push_back(root.get());
   for (size_t i = 0; i < nodes.size(); ++i) {
     if (!nodes[i]->is_root()) check_node(nodes[i], owner, sums);
-    for (const RadixNode* child : nodes[i]->children) {
-      TM_CHECK(child->parent == nodes[i]);
-      nodes.push_back(child);
+    for (const ChildEntry& child : nodes[i]->children) {
+      TM_CHECK(child.node->parent == nodes[i] && child.key == TokenKey(child.node->first_block()));
+      nodes.push_back(child.node);
     }
     check_watches(nodes[i]);
   }

@@ -10,16 +10,16 @@
 
 #include <algorithm>
 #include <cstdint>
-#include <map>
-#include <set>
+#include <functional>
+#include <memory>
 #include <span>
 #include <vector>
 
 #include "cache/eviction.h"
+#include "cache/ordered_chunks.h"
 
 namespace tokenmill {
 
-struct PrefixWatch;
 struct RadixNode;
 
 using TokenSpan = std::span<const int32_t>;
@@ -29,16 +29,106 @@ inline int64_t common_prefix(TokenSpan a, TokenSpan b) {
   return std::mismatch(a.begin(), a.begin() + n, b.begin()).first - a.begin();
 }
 
-// Lexicographic order of the first block's tokens.
-struct FirstBlockLess {
-  using is_transparent = void;
-  bool operator()(const RadixNode* a, const RadixNode* b) const;
-  bool operator()(const RadixNode* a, TokenSpan b) const;
-  bool operator()(TokenSpan a, const RadixNode* b) const;
+// The first four tokens, so that ordered sets of token lists seldom have to look at the lists themselves.
+struct TokenKey {
+  uint64_t high = 0, low = 0;
+
+  TokenKey() = default;
+  explicit TokenKey(TokenSpan tokens) {
+    const auto at = [&](size_t i) { return i < tokens.size() ? uint64_t{static_cast<uint32_t>(tokens[i])} + 1 : 0; };
+    high = at(0) << 32 | at(1);
+    low = at(2) << 32 | at(3);
+  }
+  bool operator==(const TokenKey&) const = default;
+  bool operator<(const TokenKey& other) const { return wide() < other.wide(); }
+  unsigned __int128 wide() const { return static_cast<unsigned __int128>(high) << 64 | low; }
+  // How many leading tokens are the same; 4: at least as many as both have, or 4.
+  int64_t common(const TokenKey& other) const {
+    if (high != other.high) return (high ^ other.high) >> 32 != 0 ? 0 : 1;
+    if (low != other.low) return (low ^ other.low) >> 32 != 0 ? 2 : 3;
+    return 4;
+  }
+};
+
+// Lexicographic order, what has its key at hand by that first.
+inline bool tokens_less(const TokenKey& a_key, TokenSpan a, const TokenKey& b_key, TokenSpan b) {
+  if (a_key != b_key) return a_key < b_key;
+  const size_t skip = std::min({size_t{4}, a.size(), b.size()});
+  return std::lexicographical_compare(a.begin() + skip, a.end(), b.begin() + skip, b.end());
+}
+
+// A list of tokens to look for.
+struct TokenQuery {
+  explicit TokenQuery(TokenSpan list) : key(list), tokens(list) {}
+  TokenKey key;
+  TokenSpan tokens;
+};
+
+// A waiting sequence hung on the tree: `matched` follows every change of the tree without a new walk from the root.
+// Owned by the waiting sequence; its address and its tokens must not change between watch() and unwatch().
+struct PrefixWatch {
+  TokenSpan tokens;       // at most this much may match
+  int64_t matched = 0;    // longest common prefix with the tree, uncommitted parts included
+  void* owner = nullptr;  // the caller's
+  uint64_t order = 0;     // among watches of one node, for visit_watches: smaller first, then by id
+  uint64_t id = 0;
+  RadixNode* node = nullptr;  // the deepest node that is a whole prefix of tokens
+  // What `matched` has grown by during the step `grown_in` is not computed before that step commits.
+  uint64_t grown_in = 0;
+  int64_t matched_before = 0;
+  int64_t changed_index = -1;  // its place among the changed watches; -1: none
+
+  TokenSpan rest() const;  // beyond `node`
+};
+
+// The children of a node, in lexicographic order of their first block.
+struct ChildEntry {
+  TokenKey key;
+  RadixNode* node = nullptr;
+};
+struct ChildLess {
+  bool operator()(const ChildEntry& a, const ChildEntry& b) const;
+  bool operator()(const ChildEntry& a, const TokenQuery& b) const;
+  bool operator()(const TokenQuery& a, const ChildEntry& b) const;
+};
+
+// The watches that hang at a node, in lexicographic order of what follows it. So those that match an edge best are next
+// to its place in that order, and a change of the edge concerns a run of them around it.
+struct WatchEntry {
+  TokenKey key;
+  PrefixWatch* watch = nullptr;
+};
+struct WatchLess {
+  bool operator()(const WatchEntry& a, const WatchEntry& b) const;
+  bool operator()(const WatchEntry& a, const TokenQuery& b) const;
+  bool operator()(const TokenQuery& a, const WatchEntry& b) const;
+};
+
+// Who is below a node, for visit_watches.
+struct WatchesBelow {
+  struct Branch {
+    int64_t weight = 0;
+    uint64_t age = 0;  // RadixNode::branch
+    RadixNode* node = nullptr;
+    // Heaviest first, then the older.
+    bool operator<(const Branch& other) const {
+      return weight != other.weight ? weight > other.weight : age < other.age;
+    }
+  };
+  struct Own {
+    uint64_t order = 0, id = 0;
+    PrefixWatch* watch = nullptr;
+    bool operator<(const Own& other) const { return order != other.order ? order < other.order : id < other.id; }
+  };
+  int64_t count = 0;   // watches at the node or below it
+  int64_t weight = 0;  // those that were there since there was none; so a branch is not left before it is empty
+  OrderedChunks<Branch> branches;  // the children that anything waits below
+  OrderedChunks<Own> own;          // what hangs at the node itself
 };
 
 struct RadixNode {
   uint64_t id = 0;
+  uint64_t branch = 0;  // the id it began with: a node that was cut off above another takes that one's
   int32_t page_size = 1;
   RadixNode* parent = nullptr;
   int64_t end = 0;  // tokens from the root to the end of this edge
@@ -58,24 +148,40 @@ struct RadixNode {
   size_t window_front = 0;        // none is there before this one
   NodeHistory window_history;     // of matches that ended at most a window further
   bool window_evictable = false;  // is in RadixCache's order of window eviction
-  std::set<RadixNode*, FirstBlockLess> children;
-  std::map<int32_t, PrefixWatch*> watches;  // waiting sequences that hang here, by their next token (-1: at their end)
+  OrderedChunks<ChildEntry, ChildLess> children;
+  OrderedChunks<WatchEntry, WatchLess> watches;
+  std::unique_ptr<WatchesBelow> below;  // null: nothing waits here or below, or nobody asked
 
   int64_t begin() const { return end - static_cast<int64_t>(tokens.size()); }
   TokenSpan first_block() const { return TokenSpan(tokens).first(std::min<size_t>(tokens.size(), page_size)); }
+  ChildEntry entry() { return {TokenKey(first_block()), this}; }
   bool is_root() const { return parent == nullptr; }
 };
 
-inline bool FirstBlockLess::operator()(const RadixNode* a, const RadixNode* b) const {
-  return (*this)(a, b->first_block());
+inline TokenSpan PrefixWatch::rest() const { return tokens.subspan(static_cast<size_t>(node->end)); }
+
+inline bool ChildLess::operator()(const ChildEntry& a, const ChildEntry& b) const {
+  if (a.key != b.key) return a.key < b.key;
+  return tokens_less(a.key, a.node->first_block(), b.key, b.node->first_block());
 }
-inline bool FirstBlockLess::operator()(const RadixNode* a, TokenSpan b) const {
-  TokenSpan key = a->first_block();
-  return std::lexicographical_compare(key.begin(), key.end(), b.begin(), b.end());
+inline bool ChildLess::operator()(const ChildEntry& a, const TokenQuery& b) const {
+  return a.key != b.key ? a.key < b.key : tokens_less(a.key, a.node->first_block(), b.key, b.tokens);
 }
-inline bool FirstBlockLess::operator()(TokenSpan a, const RadixNode* b) const {
-  TokenSpan key = b->first_block();
-  return std::lexicographical_compare(a.begin(), a.end(), key.begin(), key.end());
+inline bool ChildLess::operator()(const TokenQuery& a, const ChildEntry& b) const {
+  return a.key != b.key ? a.key < b.key : tokens_less(a.key, a.tokens, b.key, b.node->first_block());
+}
+
+inline bool WatchLess::operator()(const WatchEntry& a, const WatchEntry& b) const {
+  if (a.key != b.key) return a.key < b.key;
+  const TokenSpan left = a.watch->rest(), right = b.watch->rest();
+  if (tokens_less(a.key, left, b.key, right)) return true;
+  return !tokens_less(b.key, right, a.key, left) && std::less<>()(a.watch, b.watch);
+}
+inline bool WatchLess::operator()(const WatchEntry& a, const TokenQuery& b) const {
+  return a.key != b.key ? a.key < b.key : tokens_less(a.key, a.watch->rest(), b.key, b.tokens);
+}
+inline bool WatchLess::operator()(const TokenQuery& a, const WatchEntry& b) const {
+  return a.key != b.key ? a.key < b.key : tokens_less(a.key, a.tokens, b.key, b.watch->rest());
 }
 
 }  // namespace tokenmill

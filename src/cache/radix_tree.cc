@@ -11,6 +11,7 @@ RadixNode* RadixCache::root(const std::string& name) {
   std::unique_ptr<RadixNode>& root = roots_[name];
   if (!root) {
     root = std::make_unique<RadixNode>();
+    root->id = root->branch = next_id_++;
     root->page_size = page_size();
   }
   return root.get();
@@ -18,8 +19,8 @@ RadixNode* RadixCache::root(const std::string& name) {
 
 RadixNode* RadixCache::exact_child(const RadixNode* node, TokenSpan rest) const {
   if (static_cast<int64_t>(rest.size()) < page_size()) return nullptr;
-  auto it = node->children.find(rest.first(page_size()));
-  return it == node->children.end() ? nullptr : *it;
+  const auto it = node->children.find(TokenQuery(rest.first(page_size())));
+  return it == node->children.end() ? nullptr : it->node;
 }
 
 // The child that shares most leading tokens with `rest`, and how many of its first block's. In the children's order the
@@ -28,10 +29,13 @@ std::pair<RadixNode*, int64_t> RadixCache::nearest_child(const RadixNode* node, 
                                                          bool with_window) const {
   std::pair<RadixNode*, int64_t> best = {nullptr, 0};
   TokenSpan query = rest.first(std::min<size_t>(rest.size(), page_size()));
-  if (query.empty()) return best;
-  auto place = node->children.lower_bound(query);
-  auto consider = [&](RadixNode* child) {  // false: no use to look further this way
-    int64_t rows = common_prefix(child->first_block(), query);
+  if (query.empty() || node->children.empty()) return best;
+  const TokenQuery wanted(query);
+  const auto place = node->children.lower_bound(wanted);
+  auto consider = [&](const ChildEntry& entry) {  // false: no use to look further this way
+    RadixNode* child = entry.node;
+    int64_t rows = entry.key.common(wanted.key);
+    if (rows == 4) rows = common_prefix(child->first_block(), query);
     if (rows <= best.second) return false;
     if (committed_only && child->pending_step && !mutated(Mutation::kCopyFromUncommitted)) return true;
     if (with_window && options_.window > 0 && child->window_blocks[0] < 0) return true;
@@ -60,6 +64,35 @@ RadixCache::Place RadixCache::descend(RadixNode* from, TokenSpan tokens, bool co
   }
 }
 
+// Nodes come and go with every sequence: a few are kept, with the room in their vectors.
+RadixNode* RadixCache::new_node(RadixNode* parent) {
+  std::unique_ptr<RadixNode> node;
+  if (spare_nodes_.empty()) {
+    node = std::make_unique<RadixNode>();
+  } else {
+    node = std::move(spare_nodes_.back());
+    spare_nodes_.pop_back();
+  }
+  node->id = node->branch = next_id_++;
+  node->page_size = page_size();
+  node->parent = parent;
+  return node.release();
+}
+
+void RadixCache::delete_node(RadixNode* node) {
+  std::unique_ptr<RadixNode> gone(node);
+  if (spare_nodes_.size() >= kSpareNodesMax || node->tokens.capacity() > kSpareTokensMax) return;
+  RadixNode fresh;
+  fresh.tokens = std::move(node->tokens);
+  fresh.blocks = std::move(node->blocks);
+  fresh.window_blocks = std::move(node->window_blocks);
+  fresh.tokens.clear();
+  fresh.blocks.clear();
+  fresh.window_blocks.clear();
+  *node = std::move(fresh);
+  spare_nodes_.push_back(std::move(gone));
+}
+
 RadixNode* RadixCache::add_child(RadixNode* parent, TokenSpan tokens, std::span<const int32_t> blocks,
                                  std::span<const int32_t> window_blocks, uint64_t step, bool live) {
   TM_CHECK(parent->end % page_size() == 0 && !tokens.empty());
@@ -68,11 +101,9 @@ RadixNode* RadixCache::add_child(RadixNode* parent, TokenSpan tokens, std::span<
   const bool loses_window = shadowed && options_.window > 0 && shadowed->window_blocks[0] >= 0 && window_blocks[0] < 0;
   if (shadowed && rows == static_cast<int64_t>(shadowed->tokens.size()) && shadowed->locks == 0 && !loses_window) {
     remove_leaf(shadowed, /*free_blocks=*/true);
+    rows = 0;
   }
-  auto* node = new RadixNode;
-  node->id = next_id_++;
-  node->page_size = page_size();
-  node->parent = parent;
+  RadixNode* node = new_node(parent);
   node->tokens.assign(tokens.begin(), tokens.end());
   node->blocks.assign(blocks.begin(), blocks.end());
   node->end = parent->end + static_cast<int64_t>(tokens.size());
@@ -85,13 +116,12 @@ RadixNode* RadixCache::add_child(RadixNode* parent, TokenSpan tokens, std::span<
   node->pending_step = step;
   node->live_tail = live;
   if (step) pending_.push_back(node);
-  bool inserted = parent->children.insert(node).second;
-  TM_CHECK(inserted);
+  TM_CHECK(parent->children.insert(node->entry()));
   tree_blocks_ += static_cast<int64_t>(blocks.size());
   ++num_nodes_;
   update_evictable(parent);
   update_evictable(node);
-  watches_after_add(parent, node);
+  watches_after_add(parent, node, rows);
   return node;
 }
 
@@ -100,17 +130,15 @@ RadixNode* RadixCache::add_child(RadixNode* parent, TokenSpan tokens, std::span<
 RadixNode* RadixCache::split(RadixNode* node, int64_t tokens) {
   TM_CHECK(tokens % page_size() == 0 && tokens > 0 && tokens < static_cast<int64_t>(node->tokens.size()));
   RadixNode* parent = node->parent;
-  auto* upper = new RadixNode;
-  upper->id = next_id_++;
-  upper->page_size = page_size();
-  upper->parent = parent;
+  RadixNode* upper = new_node(parent);
+  upper->branch = node->branch;
   upper->end = node->begin() + tokens;
   upper->locks = node->locks;
   upper->pins = node->pins;
   upper->history = node->history;
   upper->pending_step = node->pending_step;
   if (upper->pending_step) pending_.push_back(upper);
-  parent->children.erase(node);
+  parent->children.erase(node->entry());
   auto cut = static_cast<std::ptrdiff_t>(tokens);
   upper->tokens.assign(node->tokens.begin(), node->tokens.begin() + cut);
   upper->blocks.assign(node->blocks.begin(), node->blocks.begin() + cut / page_size());
@@ -118,10 +146,11 @@ RadixNode* RadixCache::split(RadixNode* node, int64_t tokens) {
   node->blocks.erase(node->blocks.begin(), node->blocks.begin() + cut / page_size());
   split_window(upper, node, static_cast<size_t>(tokens / page_size()));
   node->parent = upper;
-  upper->children.insert(node);
-  parent->children.insert(upper);
+  upper->children.insert(node->entry());
+  parent->children.insert(upper->entry());
   ++num_nodes_;
-  watches_after_split(parent, upper, node);
+  branches_after_split(upper, node);
+  watches_after_cut(parent, upper);
   return upper;
 }
 
@@ -131,7 +160,7 @@ void RadixCache::remove_leaf(RadixNode* node, bool free_blocks) {
   RadixNode* parent = node->parent;
   if (node->evictable) eviction_order_.erase(eviction_entry(node));
   node->evictable = false;
-  parent->children.erase(node);
+  parent->children.erase(node->entry());
   if (node->pending_step) std::erase(pending_, node);
   tree_blocks_ -= static_cast<int64_t>(node->blocks.size());
   for (size_t i = 0; i < node->window_blocks.size(); ++i) take_window(node, i);
@@ -140,8 +169,8 @@ void RadixCache::remove_leaf(RadixNode* node, bool free_blocks) {
     for (int32_t block : node->blocks) allocator_.release(block);
   }
   update_evictable(parent);
-  watches_after_loss(parent, node);
-  if (!mutated(Mutation::kLeaseNotTaken)) delete node;  // there, leases still point to it
+  watches_after_removal(parent, node);
+  if (!mutated(Mutation::kLeaseNotTaken)) delete_node(node);  // there, leases still point to it
 }
 
 void RadixCache::lock(RadixNode* node, const RadixNode* above) {
@@ -194,7 +223,7 @@ RadixCache::EvictionEntry RadixCache::eviction_entry(RadixNode* node) const {
 void RadixCache::evict(int64_t blocks) {
   while (blocks > 0) {
     TM_CHECK(!eviction_order_.empty());
-    RadixNode* node = std::get<2>(*eviction_order_.begin());
+    RadixNode* node = std::get<2>(eviction_order_.front());
     int64_t held = static_cast<int64_t>(node->blocks.size());
     int64_t taken = std::min(blocks, held);
     blocks -= taken;
@@ -203,6 +232,7 @@ void RadixCache::evict(int64_t blocks) {
       remove_leaf(node, /*free_blocks=*/true);
       continue;
     }
+    const std::vector<PrefixWatch*> watches = unhang_all(node);
     for (int64_t i = 0; i < taken; ++i) {
       allocator_.release(node->blocks.back());
       node->blocks.pop_back();
@@ -215,7 +245,8 @@ void RadixCache::evict(int64_t blocks) {
     int64_t kept = static_cast<int64_t>(node->blocks.size()) * page_size();
     node->end -= static_cast<int64_t>(node->tokens.size()) - kept;
     node->tokens.resize(kept);
-    watches_after_loss(node->parent, node);
+    watches_after_cut(node->parent, node);
+    hang_again(watches, node->parent, 0);
   }
 }
 

@@ -211,7 +211,7 @@ void RadixCache::evict_window(int64_t blocks) {
   const int64_t wanted = window_free_blocks() + blocks;
   while (window_free_blocks() < wanted) {
     TM_CHECK(!window_order_.empty());
-    RadixNode* node = std::get<2>(*window_order_.begin());
+    RadixNode* node = std::get<2>(window_order_.front());
     for (size_t i = node->window_front; node->window_idle > 0 && window_free_blocks() < wanted; ++i) {
       const int32_t block = node->window_blocks.at(i);
       if (block < 0 || window_uses_[block].leases > 0) continue;

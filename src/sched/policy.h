@@ -11,7 +11,6 @@
 #include <optional>
 #include <span>
 #include <string_view>
-#include <vector>
 
 namespace tokenmill {
 
@@ -27,18 +26,11 @@ struct WaitingFacts {
   int64_t priority = 0;
 };
 
-// Smaller goes first. dfs-weight is no function of one sequence: 0, see depth_first_order().
+// Smaller goes first. dfs-weight is no function of one sequence: 0, see RadixCache::visit_watches().
 int64_t waiting_rank(SchedulePolicy policy, const WaitingFacts& facts, uint64_t seed);
 
 // Whether a sequence goes before all that is not due: once as many have left the queue as had arrived up to its own
 // unit (`arrival`), and overtake_max more. Priorities are obeyed without a bound: that is what they are for.
 bool is_due(SchedulePolicy policy, uint64_t arrival, uint64_t num_left, uint64_t overtake_max);
-
-// Depth first through the tree, of siblings the one with most sequences below it first (ties: the one that was named
-// first); what stands at a node itself follows what stands below it.
-//   parents[n]    the node above node n; -1: n is a root. Numbered in any order.
-//   places[i]     the node where sequence i stands; -1: none, these come last. In order of arrival.
-// Returns the sequences in their order.
-std::vector<int32_t> depth_first_order(std::span<const int32_t> parents, std::span<const int32_t> places);
 
 }  // namespace tokenmill

@@ -11,7 +11,7 @@ namespace tokenmill {
 Scheduler::Impl::Impl(SchedulerOptions scheduler_options)
     : options(std::move(scheduler_options)),
       cache({options.page_size, options.num_blocks, !options.disable_radix_cache, options.eviction, options.window,
-             options.window_blocks}),
+             options.window_blocks, options.policy == SchedulePolicy::kDfsWeight}),
       waiting(options.policy, options.random_seed, options.overtake_max, cache),
       ratio(options.schedule_conservativeness) {
   TM_CHECK(options.max_running_requests >= 1 && options.max_prefill_tokens >= 1 && options.decode_log_interval >= 1);

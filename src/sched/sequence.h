@@ -31,6 +31,7 @@ struct Sequence {
   PrefixWatch watch;
   uint64_t arrival = 0;  // see WaitingQueue
   int64_t rank = 0;
+  uint64_t scan = 0;  // the last one that has returned it
 
   // So far.
   int64_t cached_tokens = -1;  // of the first prefill; -1: not admitted yet

@@ -1,7 +1,7 @@
 #include "sched/waiting_queue.h"
 
 #include <algorithm>
-#include <unordered_map>
+#include <utility>
 
 #include "base/check.h"
 
@@ -10,8 +10,6 @@ namespace tokenmill {
 WaitingQueue::WaitingQueue(SchedulePolicy policy, uint64_t seed, int64_t overtake_max, RadixCache& cache)
     : policy_(policy), seed_(seed), overtake_max_(static_cast<uint64_t>(overtake_max)), cache_(cache) {
   TM_CHECK(overtake_max >= 0);
-  due_cursor_ = arrivals_.end();
-  order_cursor_ = order_.end();
 }
 
 WaitingQueue::Entry WaitingQueue::entry(const Sequence& sequence) {
@@ -23,7 +21,6 @@ WaitingQueue::Entry WaitingQueue::arrival_entry(const Sequence& sequence) {
 }
 
 int64_t WaitingQueue::rank_of(const Sequence& sequence) const {
-  if (policy_ == SchedulePolicy::kDfsWeight) return sequence.rank;  // rank_by_subtree_weight
   return waiting_rank(policy_,
                       {.id = sequence.spec.id,
                        .matched = sequence.watch.matched,
@@ -37,12 +34,13 @@ void WaitingQueue::insert(Sequence& sequence) {
   TokenSpan tokens = sequence.all_tokens();
   sequence.watch.tokens = tokens.first(tokens.size() - 1);
   sequence.watch.owner = &sequence;
+  sequence.watch.order = sequence.arrival;
+  sequence.watch.id = sequence.spec.id;
   cache_.watch(sequence.spec.cache_namespace, sequence.watch);
   sequence.state = SequenceState::kWaiting;
   sequence.rank = rank_of(sequence);
-  TM_CHECK(order_.insert(entry(sequence)).second);
-  TM_CHECK(arrivals_.insert(arrival_entry(sequence)).second);
-  stale_ = true;
+  if (is_ranked()) TM_CHECK(order_.insert(entry(sequence)));
+  TM_CHECK(arrivals_.insert(arrival_entry(sequence)));
 }
 
 void WaitingQueue::add(std::span<Sequence* const> unit) {
@@ -60,69 +58,95 @@ void WaitingQueue::requeue(Sequence& sequence) {
 
 void WaitingQueue::remove(Sequence& sequence) {
   cache_.unwatch(sequence.watch);
-  TM_CHECK(order_.erase(entry(sequence)) == 1);
-  TM_CHECK(arrivals_.erase(arrival_entry(sequence)) == 1);
+  if (is_ranked()) TM_CHECK(order_.erase(entry(sequence)));
+  TM_CHECK(arrivals_.erase(arrival_entry(sequence)));
   ++num_left_;
 }
 
 void WaitingQueue::set_rank(Sequence& sequence, int64_t rank) {
   if (rank == sequence.rank) return;
-  TM_CHECK(order_.erase(entry(sequence)) == 1);
+  TM_CHECK(order_.erase(entry(sequence)));
   sequence.rank = rank;
   order_.insert(entry(sequence));
 }
 
 void WaitingQueue::refresh() {
-  std::vector<PrefixWatch*> changed = cache_.take_changed_watches();
-  if (policy_ == SchedulePolicy::kDfsWeight) {
-    if (stale_ || !changed.empty()) rank_by_subtree_weight();
-  } else if (policy_ == SchedulePolicy::kLpm) {
-    for (PrefixWatch* watch : changed) {
-      auto& sequence = *static_cast<Sequence*>(watch->owner);
-      set_rank(sequence, rank_of(sequence));
-    }
+  const std::vector<PrefixWatch*> changed = cache_.take_changed_watches();
+  if (policy_ != SchedulePolicy::kLpm) return;
+  for (PrefixWatch* watch : changed) {
+    auto& sequence = *static_cast<Sequence*>(watch->owner);
+    set_rank(sequence, rank_of(sequence));
   }
-  stale_ = false;
-}
-
-void WaitingQueue::rank_by_subtree_weight() {
-  std::unordered_map<const RadixNode*, int32_t> numbers;
-  std::vector<int32_t> parents, places;
-  std::vector<Sequence*> sequences;
-  for (const Entry& entry : arrivals_) {
-    sequences.push_back(entry.sequence);
-    places.push_back(-1);
-    // Up the path until a node that has its number; every new one waits for its parent's.
-    int32_t child = -1;
-    for (const RadixNode* node = entry.sequence->watch.node; node; node = node->parent) {
-      const auto [found, is_new] = numbers.emplace(node, static_cast<int32_t>(parents.size()));
-      if (is_new) parents.push_back(-1);
-      (child < 0 ? places.back() : parents[child]) = found->second;
-      if (!is_new) break;
-      child = found->second;
-    }
-  }
-  const std::vector<int32_t> order = depth_first_order(parents, places);
-  for (size_t rank = 0; rank < order.size(); ++rank) set_rank(*sequences[order[rank]], static_cast<int64_t>(rank));
 }
 
 void WaitingQueue::begin_scan() {
-  due_cursor_ = arrivals_.begin();
-  order_cursor_ = order_.begin();
+  ++scan_;
+  due_done_ = false;
+  last_due_.reset();
+  last_taken_.reset();
+  front_.clear();
+  front_next_ = front_size_ = 0;
+}
+
+Sequence* WaitingQueue::next_due() {
+  const auto place = last_due_ ? arrivals_.upper_bound(*last_due_) : arrivals_.begin();
+  if (place == arrivals_.end() || !is_due(policy_, place->arrival, num_left_, overtake_max_)) return nullptr;
+  last_due_ = *place;
+  return place->sequence;
+}
+
+// What follows in the order and was not returned in this scan.
+void WaitingQueue::fill_front() {
+  front_.clear();
+  front_next_ = 0;
+  if (walks_tree()) {
+    // A little at first; those that were returned are passed over again, so ever more then.
+    front_size_ = std::max(kFrontMin, 2 * front_size_);
+    cache_.visit_watches([&](PrefixWatch& watch) {
+      auto* sequence = static_cast<Sequence*>(watch.owner);
+      if (sequence->scan != scan_) front_.push_back(sequence);
+      return front_.size() < front_size_;
+    });
+    return;
+  }
+  const OrderedChunks<Entry>& order = is_ranked() ? order_ : arrivals_;
+  const bool looks_ahead = policy_ == SchedulePolicy::kLpm && cache_.window() > 0;
+  const size_t wanted = looks_ahead ? kFrontMax : kFrontMin;
+  auto place = last_taken_ ? order.upper_bound(*last_taken_) : order.begin();
+  for (; place != order.end() && front_.size() < wanted; ++place) {
+    last_taken_ = *place;
+    if (place->sequence->scan != scan_) front_.push_back(place->sequence);
+  }
+  if (!looks_ahead) return;
+  std::vector<std::pair<int64_t, Sequence*>> ahead;
+  for (Sequence* sequence : front_) ahead.emplace_back(-cache_.reachable_tokens(sequence->watch), sequence);
+  std::stable_sort(ahead.begin(), ahead.end(), [](const auto& a, const auto& b) { return a.first < b.first; });
+  for (size_t i = 0; i < ahead.size(); ++i) front_[i] = ahead[i].second;
+}
+
+// What has waited for long is in no cache of the processor: it is asked for while the one before is looked at.
+void WaitingQueue::fetch_ahead() const {
+  const auto fetch = [](const void* what, size_t bytes) {
+    for (size_t at = 0; at < bytes; at += 64) __builtin_prefetch(static_cast<const char*>(what) + at);
+  };
+  if (front_next_ < front_.size()) {
+    const TokenSpan tokens = front_[front_next_]->watch.tokens;
+    fetch(tokens.data(), std::min<size_t>(tokens.size_bytes(), 512));
+  }
+  if (front_next_ + 1 < front_.size()) fetch(front_[front_next_ + 1], sizeof(Sequence));
 }
 
 Sequence* WaitingQueue::next() {
-  if (due_cursor_ != arrivals_.end()) {
-    Sequence* sequence = due_cursor_->sequence;
-    if (is_due(policy_, sequence->arrival, num_left_, overtake_max_)) {
-      ++due_cursor_;
-      // The order's cursor must not stand on what the caller may remove.
-      if (order_cursor_ != order_.end() && order_cursor_->sequence == sequence) ++order_cursor_;
-      return sequence;
-    }
-    due_cursor_ = arrivals_.end();
+  Sequence* sequence = due_done_ ? nullptr : next_due();
+  if (!sequence) {
+    due_done_ = true;
+    if (front_next_ == front_.size()) fill_front();
+    if (front_next_ == front_.size()) return nullptr;
+    sequence = front_[front_next_++];
+    fetch_ahead();
   }
-  return order_cursor_ == order_.end() ? nullptr : (order_cursor_++)->sequence;
+  sequence->scan = scan_;
+  return sequence;
 }
 
 Sequence* WaitingQueue::front() {

@@ -6,6 +6,7 @@
 #include <set>
 
 #include "sched/policy.h"
+#include "unit/depth_first_order.h"
 #include "unit/sched_world.h"
 
 namespace tokenmill::testing {
@@ -63,8 +64,8 @@ TEST(PolicyDepthFirst, Table) {
   //       0
   //     1   2      sequences: 0 at 1, 1 at 2, 2 at 2, 3 at the root, 4 nowhere
   EXPECT_EQ(depth_first_order(Ints{-1, 0, 0}, Ints{1, 2, 2, 0, -1}), (Ints{1, 2, 0, 3, 4}));
-  // Equal weights: the one named first; the numbers of the nodes do not matter.
-  EXPECT_EQ(depth_first_order(Ints{2, 2, -1}, Ints{1, 0}), (Ints{0, 1}));
+  // Equal weights: the smaller number.
+  EXPECT_EQ(depth_first_order(Ints{2, 2, -1}, Ints{1, 0}), (Ints{1, 0}));
   EXPECT_EQ(depth_first_order(Ints{2, 2, -1}, Ints{0, 1}), (Ints{0, 1}));
   // A heavy subtree of light leaves goes before a light one: 3 and 4 under 1 against 5 under 2.
   EXPECT_EQ(depth_first_order(Ints{-1, 0, 0, 1, 1, 2}, Ints{5, 3, 4}), (Ints{1, 2, 0}));

@@ -49,6 +49,37 @@ TEST(Policy, LongestPrefixFirstAtAnyQueueLength) {
   for (size_t i = 0; i < ids.size(); ++i) EXPECT_EQ(ids[i], 992 - 10 * (i / 10) + i % 10);
 }
 
+// Of two prefixes that the tree holds whole, the one goes first whose match may end further on in the window layers.
+TEST(Policy, LpmRanksByWhereAMatchOfTheWindowLayersMayEnd) {
+  const auto cached_tokens_and_order = [](bool with_a, bool with_b) {
+    SchedulerOptions options = one_at_a_time(SchedulePolicy::kLpm);
+    options.window = 16;
+    options.window_blocks = 8;
+    options.chunked_prefill_size = 64;
+    World world(options);
+    const auto prompt = [](int32_t first, int32_t count, int32_t own) {
+      std::vector<int32_t> tokens = numbers(first, first + count - 1);
+      tokens.push_back(own);
+      return tokens;
+    };
+    world.submit(numbers(1, 64), 1);
+    world.run();
+    world.submit(numbers(1001, 1056), 1);  // its window blocks drive those of the first out
+    world.run();
+    std::vector<SequenceSpec> unit;
+    if (with_a) unit.push_back(world.spec(prompt(1, 64, 5001), 1));
+    if (with_b) unit.push_back(world.spec(prompt(1001, 56, 5002), 1));
+    world.submit_unit(unit);
+    const std::vector<uint64_t> ids = order(world);
+    return std::pair(world.last.at(ids[0]).cached_tokens, ids);
+  };
+  const int64_t a = cached_tokens_and_order(true, false).first, b = cached_tokens_and_order(false, true).first;
+  ASSERT_LT(a, b);  // although the tree shares 64 tokens with the one and 56 with the other
+  const auto [first, ids] = cached_tokens_and_order(true, true);
+  EXPECT_EQ(first, b);
+  EXPECT_EQ(ids, (std::vector<uint64_t>{4, 3}));
+}
+
 TEST(Policy, LpmFollowsWhatTheTreeLearns) {
   World world(one_at_a_time(SchedulePolicy::kLpm));
   uint64_t leader = world.submit(numbers(1, 64), 4);

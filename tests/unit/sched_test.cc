@@ -117,6 +117,30 @@ TEST(Scheduler, ChunksLetDecodesRideAlong) {
   EXPECT_TRUE(world.output_is_right(first) && world.output_is_right(second));
 }
 
+// By counts: sixteen streams beside prompts of 32,000 tokens, one after the other. No stream is left out of two steps
+// running, and no step computes more than one chunk.
+TEST(Scheduler, DecodesNeverWaitForMoreThanTwoStepsOfOneChunk) {
+  SchedulerOptions options = World::defaults(32, 1 << 18);
+  options.chunked_prefill_size = 512;
+  World world(options);
+  std::map<uint64_t, int64_t> waited;  // steps since a stream's last row
+  for (int32_t i = 0; i < 16; ++i) waited[world.submit(numbers(1000 * i, 1000 * i + 63), 400)] = 0;
+  while (world.scheduler->stats().queue > 0 || world.scheduler->stats().prefill_steps < 2) world.step();
+  for (int i = 0; i < 4; ++i) world.step();
+  const uint64_t first = world.submit(numbers(100000, 131999), 1), second = world.submit(numbers(200000, 231999), 1);
+  int64_t longest = 0, steps = 0;
+  for (; !world.finished(first) || !world.finished(second); ++steps) {
+    const std::vector<uint64_t> ids = world.step();
+    ASSERT_LT(steps, 200);
+    for (auto& [id, steps_waited] : waited) {
+      steps_waited = std::count(ids.begin(), ids.end(), id) > 0 ? 0 : steps_waited + 1;
+      longest = std::max(longest, steps_waited);
+    }
+  }
+  EXPECT_GE(steps, 2 * 32000 / 512);  // so no step took more than a chunk
+  EXPECT_LE(longest, 1);
+}
+
 TEST(Scheduler, RetractsAndComesBackToTheSameTokens) {
   SchedulerOptions options = World::defaults(4, 200);
   options.schedule_conservativeness = 0.01;  // admits far too many

@@ -32,7 +32,7 @@ def write_lines(path, prompts, new_tokens):
 class Runner:
     def __init__(self, args, folder):
         self.base = [args.tokenmill, "generate", "--model-path", args.model, "--num-threads", str(args.num_threads),
-                     "--no-progress", "--overwrite", "--log-level", "error"]
+                     "--no-progress", "--overwrite", "--log-level", "error", "--skip-tokenizer-init"]
         self.folder = folder
 
     def run(self, source, *flags):

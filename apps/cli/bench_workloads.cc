@@ -117,12 +117,15 @@ PrefillResult measure_prefill(Engine& engine, const BenchSettings& settings) {
 DecodeResult measure_decode(Engine& engine, const BenchSettings& settings, int64_t batch_size) {
   IdSource ids(settings.seed + static_cast<uint64_t>(batch_size), engine.vocab_size());
   std::vector<DecodeResult> results;
-  for (int64_t i = 0; i < settings.repeat; ++i) {
+  // On a device the first run records steps and loads kernels, and is not counted.
+  const int64_t first = engine.server_args().device == "cpu" ? 0 : -1;
+  for (int64_t i = first; i < settings.repeat; ++i) {
     std::vector<Request> requests;
     for (int64_t b = 0; b < batch_size; ++b) {
       requests.push_back(make_request(ids.take(settings.input_length), settings.output_length));
     }
-    results.push_back(evaluate(run(engine, std::move(requests)), batch_size));
+    const TokenTimes times = run(engine, std::move(requests));
+    if (i >= 0) results.push_back(evaluate(times, batch_size));
   }
   const auto middle = results.begin() + static_cast<std::ptrdiff_t>(results.size() / 2);
   std::nth_element(results.begin(), middle, results.end(),

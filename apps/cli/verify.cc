@@ -23,7 +23,7 @@ Command add_verify(CLI::App& parent) {
       ->required();
   app->add_option("--out", options->out, "JSON lines are written here")->required();
   app->add_option("--dtype", options->dtype, "Numerics (default: auto; for tiny float32)")
-      ->check(CLI::IsMember({"auto", "float32", "bfloat16"}));
+      ->check(CLI::IsMember({"auto", "float32", "bfloat16", "float16"}));
   app->add_option("--device", options->device,
                   "gen, tiny: cpu, cuda or cuda:N (default: the first card of a build with CUDA, else the processor)");
   app->add_option("--templates", options->templates, "chat: the folder of templates (default: templates in --in)");

@@ -142,9 +142,9 @@ EngineParts load_parts(const ServerArgs& args, const Logger& logger, const KeepG
                                   .keep_going = keep_going};
   const std::unique_ptr<Checkpoint> checkpoint = Checkpoint::open(args.model_path, options);
   parts.files = ModelFiles(*checkpoint, options);
-  const Packing packing = choose_packing(args.dtype, checkpoint->config());
   LoadedBackend loaded_backend = backend.get();
   parts.backend = std::move(loaded_backend.backend);
+  const Packing packing = choose_packing(args.dtype, checkpoint->config(), *parts.backend);
   timings.device_s = loaded_backend.seconds;
   parts.available_before_load = parts.backend->available_memory();
   logger.info("Load weight begin. avail mem=" + gib_text(parts.available_before_load) + " GB");

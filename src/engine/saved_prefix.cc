@@ -54,7 +54,9 @@ PrefixKey EngineCore::prefix_key() {
           {"layers", shape.num_layers},
           {"KV heads", shape.kv_heads},
           {"head size", shape.head_dim},
-          {"KV dtype", shape.dtype == DType::kF32 ? "float32" : "bfloat16"},
+          {"KV dtype", shape.dtype == DType::kF32   ? "float32"
+                       : shape.dtype == DType::kF16 ? "float16"
+                                                    : "bfloat16"},
           {"bytes a block", kv_block_bytes_}};
 }
 

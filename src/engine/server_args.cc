@@ -113,9 +113,9 @@ std::vector<ServerArgsField> make_table() {
       FIELD(load_format)(kHonoured, "auto, safetensors, gguf, or dummy (seeded random weights from the config alone)"),
       FIELD(trust_remote_code)(kHonoured, "accepted, and without effect: no remote code is ever run"),
       FIELD(dtype)(kHonoured,
-                   "auto (bfloat16; float32 for a float32 checkpoint; quantised weights as they are), bfloat16, "
-                   "float32; half and float16 are not built yet"),
-      FIELD(kv_cache_dtype)(kNotBuilt, "'auto': float32 with dtype float32, else bfloat16"),
+                   "auto (bfloat16; float32 for a float32 checkpoint; float16 for a float16 one on CUDA; quantised "
+                   "weights as they are), bfloat16, float32, float16 or half (CUDA only)"),
+      FIELD(kv_cache_dtype)(kNotBuilt, "'auto': float32 or float16 with that dtype, else bfloat16"),
       FIELD(quantization)(kNotBuilt, "quantise at load; a checkpoint that is quantised needs no option"),
       FIELD(context_length)(kHonoured, "tokens of prompt and output together; None: what the model declares"),
       FIELD(device)(kHonoured, "cpu, cuda or cuda:N; None: cuda where this build has it and there is a card, else cpu"),

@@ -33,9 +33,10 @@ void reject_unbuilt(const ServerArgs& args) {
                                              std::string(field.default_text) + ".");
   }
   if (args.device) check_device_name(*args.device);
-  if (args.dtype == "half" || args.dtype == "float16") {
-    throw Error(ErrorKind::kUnsupported,
-                "dtype=" + python_repr(args.dtype) + " is not built yet: use 'auto', 'bfloat16' or 'float32'.");
+  const bool is_half = args.dtype == "half" || args.dtype == "float16";
+  if (is_half && args.device.value_or(default_device()) == "cpu") {
+    throw Error(ErrorKind::kUnsupported, "dtype=" + python_repr(args.dtype) +
+                                             " is not built for device='cpu': use 'auto', 'bfloat16' or 'float32'.");
   }
 }
 

@@ -8,12 +8,15 @@
 
 namespace tokenmill {
 
-// dtype: "auto" (quantised checkpoints stay quantised, F32 ones fp32, all others bf16), "bfloat16", "float32" (or
-// "float"). Throws Error(kUnsupported) for "float16" and "half" on the CPU, Error(kValue) for anything else.
-Packing choose_packing(std::string_view dtype, const ModelConfig& config);
+// dtype: "auto" (quantised checkpoints stay quantised, F32 ones fp32, F16 ones fp16 where the backend has it, all
+// others bf16), "bfloat16", "float16" (or "half"), "float32" (or "float"). Throws Error(kUnsupported) for fp16 where
+// the backend has none, Error(kValue) for anything else.
+Packing choose_packing(std::string_view dtype, const ModelConfig& config, const Backend& backend);
 
-// What the packing computes and keeps KV in, as log lines name it: "float32", "bfloat16".
+// What the packing computes and keeps KV in, as log lines name it: "float32", "bfloat16", "float16".
 std::string_view dtype_name(Packing packing);
-constexpr DType kv_dtype(Packing packing) { return packing == Packing::kFloat32 ? DType::kF32 : DType::kBF16; }
+constexpr DType kv_dtype(Packing packing) {
+  return packing == Packing::kFloat32 ? DType::kF32 : packing == Packing::kFloat16 ? DType::kF16 : DType::kBF16;
+}
 
 }  // namespace tokenmill

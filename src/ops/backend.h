@@ -3,7 +3,8 @@
 //
 // Numerics. Activations between ops are fp32 on the CPU. Matrix products take their inputs in the weight's compute
 // type: fp32 weights: fp32. bf16 weights: the input is rounded to bf16, products are accumulated in fp32 in the
-// canonical order of ops/cpu/linear.h. Quantised weights: the input is quantised to int8 with one scale a row and 32
+// canonical order of ops/cpu/linear.h. fp16 weights: the same with fp16, where what is beyond its range becomes its
+// largest value. Quantised weights: the input is quantised to int8 with one scale a row and 32
 // values. Every row's result is independent of the other rows, of T, of the page size and of the number of threads, bit
 // for bit.
 #pragma once
@@ -26,6 +27,7 @@ namespace tokenmill {
 enum class Packing {
   kFloat32,   // dequantised exactly to fp32; KV fp32
   kBFloat16,  // dequantised and rounded to bf16; KV bf16
+  kFloat16,   // the same with fp16, where the backend has it
   kNative,    // quantised weights stay quantised (int8 activations), all others as kBFloat16; KV bf16
 };
 
@@ -132,13 +134,15 @@ class Backend {
   // --- weights ------------------------------------------------------------------------------------------------------
   // Whether Packing::kNative holds quantised weights as they are; else it is kBFloat16.
   virtual bool keeps_quantized() const { return true; }
+  // Whether there is Packing::kFloat16.
+  virtual bool has_float16() const { return false; }
   // Packs the row-wise concatenation of `parts` (all with equal cols; types may differ) and its bias ([n] fp32 host
   // memory, or empty). Checks for NaN and infinity and throws Error(kValue) naming the tensor.
   virtual std::unique_ptr<Weight> pack(std::span<const RawTensor* const> parts, std::span<const float> bias,
                                        Packing packing) = 0;
 
   // What attention() and gated_linear() may write and linear() read instead of fp32, for products with weights of this
-  // packing: kBF16 where their inputs are rounded to it anyway, so that nothing is lost.
+  // packing: kBF16 or kF16 where their inputs are rounded to it anyway, so that nothing is lost.
   virtual DType product_input(Packing packing) const {
     (void)packing;
     return DType::kF32;

@@ -21,7 +21,7 @@ struct VerifyOptions {
   std::string model_path;  // gen, encode, stream
   std::string in;
   std::string out;        // opened and written in place
-  std::string dtype;      // auto, float32, bfloat16; "": auto, and float32 for tiny
+  std::string dtype;      // auto, float32, bfloat16, float16; "": auto, and float32 for tiny
   std::string device;     // gen, tiny: cpu, cuda, cuda:N; "": a CUDA build's first card, else the processor
   std::string templates;  // chat; "": the folder "templates" in `in`
 };

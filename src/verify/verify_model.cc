@@ -131,8 +131,8 @@ void tiny_model(const std::filesystem::path& folder, const std::string& dtype, c
 
 std::unique_ptr<Probe> open_probe(const Checkpoint& checkpoint, const std::string& dtype, const std::string& device,
                                   const ProbeOptions& options) {
-  const Packing packing = choose_packing(dtype, checkpoint.config());
   std::unique_ptr<Backend> backend = make_backend(device.empty() ? default_device() : device, CpuOptions{});
+  const Packing packing = choose_packing(dtype, checkpoint.config(), *backend);
   std::unique_ptr<Model> model = load_model(checkpoint, *backend, packing, nullptr);
   return std::make_unique<Probe>(std::move(backend), std::move(model), options);
 }

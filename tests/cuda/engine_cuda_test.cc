@@ -102,7 +102,7 @@ TEST_F(EngineCuda, GreedyIsTheCpusInFloat32) {
 
 TEST_F(EngineCuda, GraphsChangeNothing) {
   for (const char* model : {"stories260k", "qwen3", "gemma3", "mistral-swa"}) {
-    for (const char* dtype : {"float32", "bfloat16"}) {
+    for (const char* dtype : {"float32", "bfloat16", "float16"}) {
       SCOPED_TRACE(std::string(model) + " " + dtype);
       ServerArgs with = args_for(model, "cuda", dtype), without = with;
       without.disable_cuda_graph = true;
@@ -172,7 +172,7 @@ TEST_F(EngineCuda, RecordedStepsAreTheSteps) {
 
 // A few steps of everything, for compute-sanitizer, under which a launch takes milliseconds.
 TEST_F(EngineCuda, FewTokens) {
-  for (const char* dtype : {"float32", "bfloat16"}) {
+  for (const char* dtype : {"float32", "bfloat16", "float16"}) {
     for (const bool deterministic : {false, true}) {
       ServerArgs args = args_for("mistral-swa", "cuda", dtype);
       args.enable_deterministic_inference = deterministic;
@@ -293,7 +293,7 @@ TEST_F(EngineCuda, ShareOfPromptsThatTheBatchChanges) {
 
 TEST_F(EngineCuda, DeterministicInference) {
   for (const char* model : {"llama-untied", "gemma3", "mistral-swa"}) {
-    for (const char* dtype : {"float32", "bfloat16"}) {
+    for (const char* dtype : {"float32", "bfloat16", "float16"}) {
       SCOPED_TRACE(std::string(model) + " " + dtype);
       ServerArgs args = args_for(model, "cuda", dtype);
       args.enable_deterministic_inference = true;

@@ -128,7 +128,7 @@ class TinyDeterminism : public testing::TestWithParam<std::tuple<const char*, co
 TEST_P(TinyDeterminism, SameBits) {
   const auto& [name, dtype] = GetParam();
   const auto checkpoint = Checkpoint::open((kTinyFolder / name).string(), {});
-  Determinism(*checkpoint, choose_packing(dtype, checkpoint->config()), 70).run_all();
+  Determinism(*checkpoint, choose_packing(dtype, checkpoint->config(), *make_backend(BackendKind::kCpu)), 70).run_all();
 }
 
 INSTANTIATE_TEST_SUITE_P(All, TinyDeterminism,
@@ -179,7 +179,8 @@ TEST_P(RealModels, SameBits) {
   const char* models = std::getenv("TOKENMILL_TEST_MODELS");
   if (!models) GTEST_SKIP() << "not run: TOKENMILL_TEST_MODELS is not set";
   const auto checkpoint = Checkpoint::open((std::filesystem::path(models) / GetParam()).string(), {});
-  Determinism(*checkpoint, choose_packing("auto", checkpoint->config()), 70).run_all();
+  Determinism(*checkpoint, choose_packing("auto", checkpoint->config(), *make_backend(BackendKind::kCpu)), 70)
+      .run_all();
 }
 
 INSTANTIATE_TEST_SUITE_P(SmolLm2, RealModels,

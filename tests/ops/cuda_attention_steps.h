@@ -87,12 +87,12 @@ inline std::vector<float> attend_steps(Backend& ops, const AttentionCase& test, 
     const int64_t cols = int64_t{test.q_heads + 2 * test.kv_heads} * test.head_dim;
     auto values = normal_values(tokens * cols, random);
     const bool rotates = test.norms || test.aligned;
-    if (test.dtype == DType::kBF16 && !rotates) {
-      for (float& value : values) value = rounded(value);  // so that an unrotated KV row is exact
+    if (!rotates) {
+      for (float& value : values) value = rounded(value, test.dtype);  // so that an unrotated KV row is exact
     }
     const int64_t extra = test.aligned ? 8 : 5;
     Placed qkv(ops, tokens, cols, values, extra), out(ops, tokens, int64_t{test.q_heads} * test.head_dim);
-    PlacedInput rounded_out(ops, tokens, int64_t{test.q_heads} * test.head_dim);
+    PlacedInput rounded_out(ops, tokens, int64_t{test.q_heads} * test.head_dim, packing_of(test.dtype));
     Placed cos(ops, tokens, half, extra), sin(ops, tokens, half, extra);
     const RopeTable rope{cos.view(), sin.view()};
     ops.plan(batch, page_size);

@@ -63,15 +63,15 @@ TEST_F(CudaBackendTest, NormsEmbedGatherSoftcap) {
       });
     }
   }
-  for (const WeightType type : {WeightType::kF32, WeightType::kBF16}) {
+  for (const DType dtype : {DType::kF32, DType::kBF16, DType::kF16}) {
     auto values = normal_values(300 * 72, random_);
-    for (float& value : values) value = rounded(value);
-    const RawTensor table = tensor_of(values, 300, 72, type);
+    for (float& value : values) value = rounded(value, dtype);
+    const RawTensor table = tensor_of(values, 300, 72, weight_type_of(dtype));
     const RawTensor* const part = &table;
     std::vector<int32_t> ids;
     for (int i = 0; i < 70; ++i) ids.push_back(static_cast<int32_t>(random_() % 300));
     compare(1e-7, [&](Backend& ops) {
-      const auto weight = ops.pack({&part, 1}, {}, type == WeightType::kF32 ? Packing::kFloat32 : Packing::kBFloat16);
+      const auto weight = ops.pack({&part, 1}, {}, packing_of(dtype));
       Placed out(ops, 70, 72);
       ops.embed(ids, *weight, 1.25f, out.view());
       return out.read();
@@ -95,6 +95,18 @@ TEST_F(CudaBackendTest, PackJoinsPartsAndRefusesNan) {
   const RawTensor damaged = tensor_of(b, 5, 40, WeightType::kF32);
   const RawTensor* const bad[] = {&first, &damaged};
   EXPECT_THROW(cuda_->pack(bad, {}, Packing::kBFloat16), Error);
+  EXPECT_THROW(cuda_->pack(bad, {}, Packing::kFloat16), Error);
+  b[90] = 1e5f;
+  const RawTensor large = tensor_of(b, 5, 40, WeightType::kF32);
+  const RawTensor* const part = &large;
+  EXPECT_NO_THROW(cuda_->pack({&part, 1}, {}, Packing::kBFloat16));
+  try {
+    cuda_->pack({&part, 1}, {}, Packing::kFloat16);
+    ADD_FAILURE() << "1e5 is no fp16";
+  } catch (const Error& error) {
+    EXPECT_NE(std::string(error.what()).find("overflow float16; use dtype='bfloat16'"), std::string::npos)
+        << error.what();
+  }
 }
 
 }  // namespace

@@ -23,7 +23,7 @@ TEST_F(CudaInvariantTest, ProductsOfARow) {
     int64_t n, k;
   };
   constexpr int64_t kRows = 300;
-  for (const Packing packing : {Packing::kFloat32, Packing::kBFloat16}) {
+  for (const Packing packing : {Packing::kFloat32, Packing::kBFloat16, Packing::kFloat16}) {
     for (const Shape shape : {Shape{8, 64}, Shape{304, 576}, Shape{101, 576}, Shape{264, 2048}, Shape{72, 7232}}) {
       const auto [n, k] = shape;
       SCOPED_TRACE("n " + std::to_string(n) + " k " + std::to_string(k) + " seed " + std::to_string(seed_));
@@ -38,7 +38,7 @@ TEST_F(CudaInvariantTest, ProductsOfARow) {
       // Products of rows [first, first + count): plain, added to x's first columns, gated.
       const auto products = [&](int64_t first, int64_t count) {
         Placed out(*cuda_, count, n), sum(*cuda_, count, n, std::vector<float>(static_cast<size_t>(count * n), 0.3f));
-        PlacedInput gated(*cuda_, count, n);
+        PlacedInput gated(*cuda_, count, n, packing);
         const Matrix rows = in.view().slice_rows(first, count);
         cuda_->linear({.x = rows, .weight = weight.get(), .out = out.view()});
         cuda_->linear({.x = rows, .input_norm = &norm, .weight = other.get(), .add_to_out = true, .out = sum.view()});
@@ -133,7 +133,8 @@ std::vector<float> attend_in_steps(Backend& ops, const InvariantCase& test, cons
 TEST_F(CudaInvariantTest, AttentionOfARow) {
   const InvariantCase cases[] = {
       {8, 2, 128, 0, 0, DType::kBF16}, {4, 1, 64, 90, 0, DType::kBF16}, {3, 1, 128, 0, 20, DType::kBF16},
-      {4, 2, 80, 50, 0, DType::kBF16}, {4, 2, 64, 0, 0, DType::kF32},
+      {4, 2, 80, 50, 0, DType::kBF16}, {4, 2, 64, 0, 0, DType::kF32},   {8, 2, 128, 0, 0, DType::kF16},
+      {4, 1, 64, 90, 0, DType::kF16},
   };
   for (const InvariantCase& test : cases) {
     SCOPED_TRACE("heads " + std::to_string(test.q_heads) + "/" + std::to_string(test.kv_heads) + " dim " +

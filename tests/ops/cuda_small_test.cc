@@ -32,7 +32,9 @@ TEST_P(CudaSmallTest, Products) {
       {72, 576, 40, Packing::kBFloat16, true},  {72, 192, 130, Packing::kBFloat16, false},
       {40, 100, 2, Packing::kBFloat16, true},   {40, 100, 4, Packing::kBFloat16, false},
       {40, 100, 20, Packing::kBFloat16, false}, {40, 100, 2, Packing::kFloat32, true},
-      {40, 100, 20, Packing::kFloat32, false},
+      {40, 100, 20, Packing::kFloat32, false},  {40, 1088, 2, Packing::kFloat16, true},
+      {40, 1088, 12, Packing::kFloat16, false}, {72, 576, 40, Packing::kFloat16, true},
+      {72, 192, 130, Packing::kFloat16, false}, {40, 100, 2, Packing::kFloat16, false},
   };
   for (const ProductCase& test : cases) {
     const auto [n, k, rows, packing, with_norm] = test;
@@ -64,6 +66,7 @@ TEST_P(CudaSmallTest, Attention) {
       {4, 1, 128, 0, 0, DType::kBF16, false, true, true}, {4, 1, 64, 200, 30, DType::kBF16, false, true, true},
       {2, 1, 64, 0, 0, DType::kBF16, true, true, true},   {2, 1, 80, 50, 0, DType::kBF16, false, true, true},
       {1, 1, 64, 0, 0, DType::kF32, true, false, true},   {1, 1, 256, 0, 0, DType::kF32, false, false, true},
+      {4, 1, 128, 0, 0, DType::kF16, false, true, true},  {2, 1, 80, 50, 0, DType::kF16, false, true, true},
   };
   for (const AttentionCase& test : cases) {
     SCOPED_TRACE("heads " + std::to_string(test.q_heads) + "/" + std::to_string(test.kv_heads) + " dim " +

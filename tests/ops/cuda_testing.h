@@ -85,9 +85,9 @@ class Placed {
 // Rows of 16 bytes' alignment in the type that product_input() names, poisoned.
 class PlacedInput {
  public:
-  PlacedInput(Backend& backend, int64_t rows, int64_t cols)
+  PlacedInput(Backend& backend, int64_t rows, int64_t cols, Packing packing = Packing::kBFloat16)
       : backend_(backend), bytes_(static_cast<size_t>(rows * (cols + 8)) * 4, std::byte{0xff}) {
-    const DType dtype = backend.product_input(Packing::kBFloat16);
+    const DType dtype = backend.product_input(packing);
     matrix_ = {backend.allocate(bytes_.size()), rows, cols, cols + 8, dtype};
     backend.copy_from_host(matrix_.data, bytes_.data(), bytes_.size());
   }
@@ -99,8 +99,10 @@ class PlacedInput {
   std::vector<float> read() {
     backend_.copy_to_host(bytes_.data(), matrix_.data, bytes_.size());
     return dense_values(matrix_, [&](size_t at) {
-      return matrix_.dtype == DType::kBF16 ? bf16_to_f32(reinterpret_cast<uint16_t*>(bytes_.data())[at])
-                                           : reinterpret_cast<float*>(bytes_.data())[at];
+      const auto* const halves = reinterpret_cast<const uint16_t*>(bytes_.data());
+      return matrix_.dtype == DType::kBF16  ? bf16_to_f32(halves[at])
+             : matrix_.dtype == DType::kF16 ? f16_to_f32(halves[at])
+                                            : reinterpret_cast<const float*>(bytes_.data())[at];
     });
   }
 
@@ -137,7 +139,21 @@ inline double relative_error(const std::vector<float>& got, const std::vector<fl
   return std::sqrt(error / std::max(size, 1e-30));
 }
 
-inline float rounded(float value) { return bf16_to_f32(f32_to_bf16(value)); }
+inline float rounded(float value, DType dtype = DType::kBF16) {
+  return dtype == DType::kF32   ? value
+         : dtype == DType::kF16 ? f16_to_f32(f32_to_f16(value))
+                                : bf16_to_f32(f32_to_bf16(value));
+}
+
+// fp16 has three bits more than bf16, for which tolerances are given; a quarter leaves room for what is not rounded.
+inline double tolerance_in(DType dtype, double bf16) { return dtype == DType::kF16 ? bf16 / 4 : bf16; }
+
+inline Packing packing_of(DType dtype) {
+  return dtype == DType::kF32 ? Packing::kFloat32 : dtype == DType::kF16 ? Packing::kFloat16 : Packing::kBFloat16;
+}
+inline WeightType weight_type_of(DType dtype) {
+  return dtype == DType::kF32 ? WeightType::kF32 : dtype == DType::kF16 ? WeightType::kF16 : WeightType::kBF16;
+}
 
 inline RawTensor tensor_of(const std::vector<float>& values, int64_t rows, int64_t cols, WeightType type) {
   RawTensor tensor;
@@ -147,7 +163,7 @@ inline RawTensor tensor_of(const std::vector<float>& values, int64_t rows, int64
   const size_t size = type == WeightType::kF32 ? 4 : 2;
   auto bytes = std::make_shared<std::vector<std::byte>>(values.size() * size);
   for (size_t i = 0; i < values.size(); ++i) {
-    const uint16_t half = f32_to_bf16(values[i]);
+    const uint16_t half = type == WeightType::kF16 ? f32_to_f16(values[i]) : f32_to_bf16(values[i]);
     std::memcpy(bytes->data() + i * size, size == 4 ? static_cast<const void*>(&values[i]) : &half, size);
   }
   tensor.data = bytes->data();

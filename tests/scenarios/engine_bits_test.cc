@@ -30,7 +30,8 @@ OpenEngine open_engine(const Checkpoint& checkpoint, const std::string& dtype, S
   args.random_seed = 7;
   EngineParts parts;
   parts.backend = make_cpu_backend({.num_threads = static_cast<int>(args.num_threads.value_or(1)), .isa = ""});
-  parts.model = load_model(checkpoint, *parts.backend, choose_packing(dtype, checkpoint.config()), nullptr);
+  parts.model =
+      load_model(checkpoint, *parts.backend, choose_packing(dtype, checkpoint.config(), *parts.backend), nullptr);
   parts.log_sink = [](LogLevel, const std::string&) {};
   return OpenEngine(std::make_shared<EngineCore>(resolve_server_args(std::move(args)), std::move(parts)));
 }
@@ -176,7 +177,7 @@ std::vector<int32_t> greedy_without_freeing(Probe& probe, const std::vector<int3
 
 std::unique_ptr<Probe> make_probe(const Checkpoint& checkpoint, const std::string& dtype, int64_t tokens_max) {
   auto backend = make_cpu_backend({.num_threads = 2, .isa = ""});
-  auto model = load_model(checkpoint, *backend, choose_packing(dtype, checkpoint.config()), nullptr);
+  auto model = load_model(checkpoint, *backend, choose_packing(dtype, checkpoint.config(), *backend), nullptr);
   return std::make_unique<Probe>(
       std::move(backend), std::move(model),
       ProbeOptions{.num_sequences = 1, .tokens_max = tokens_max, .chunk_tokens = 256, .page_size = 32});

@@ -1,5 +1,6 @@
 // No lack of memory whatever comes, on a tiny real model: very many prompts in a small pool, and requests that can
-// never all end. TOKENMILL_SOAK_PROMPTS: 800, nightly 100,000. TOKENMILL_SOAK_MODEL: another model for the prompts.
+// never all end. TOKENMILL_SOAK_PROMPTS: 800, nightly 100,000. TOKENMILL_SOAK_MODEL: another model for the prompts;
+// TOKENMILL_SOAK_DEVICE: another device for all of it.
 #include <gtest/gtest.h>
 #include <unistd.h>
 
@@ -37,6 +38,8 @@ ServerArgs tiny_args() {
   args.skip_tokenizer_init = true;
   args.log_level = "error";
   args.random_seed = 1;
+  const char* const device = std::getenv("TOKENMILL_SOAK_DEVICE");
+  args.device = device ? device : "cpu";
   return args;
 }
 

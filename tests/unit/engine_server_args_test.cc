@@ -224,7 +224,11 @@ TEST(ServerArgs, Rules) {
             ErrorKind::kUnsupported);
   }
   rejects([](ServerArgs& a) { a.cuda_graph_max_bs = 0; }, "cuda_graph_max_bs must be in [1, 4096], got 0.");
-  rejects([](ServerArgs& a) { a.dtype = "float16"; }, "dtype='float16' is not built yet", ErrorKind::kUnsupported);
+  const auto on_cpu = [](ServerArgs& a) {
+    a.dtype = "float16";
+    a.device = "cpu";
+  };
+  rejects(on_cpu, "dtype='float16' is not built for device='cpu'", ErrorKind::kUnsupported);
   rejects([](ServerArgs& a) { a.tp_size = 2; }, "tp_size=2 is not built yet", ErrorKind::kUnsupported);
   rejects([](ServerArgs& a) { a.quantization = "fp8"; }, "quantization='fp8' is not built yet",
           ErrorKind::kUnsupported);

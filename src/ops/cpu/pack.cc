@@ -52,6 +52,7 @@ WeightSegment make_segment(SegmentKind kind, WeightType type, int64_t row_begin,
 }
 
 SegmentKind kind_for(WeightType type, Packing packing) {
+  TM_CHECK(packing != Packing::kFloat16);  // has_float16() says so
   if (packing == Packing::kFloat32) return SegmentKind::kFloat32;
   return packing == Packing::kNative && info(type).quantized ? SegmentKind::kQuantized : SegmentKind::kBFloat16;
 }

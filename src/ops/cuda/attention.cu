@@ -20,7 +20,8 @@ constexpr int kTile = 32;  // keys: one a lane
 struct AttendArgs {
   const float* q;
   float* out;
-  uint16_t* out_bf16;  // instead of out, unless null
+  uint16_t* out_half;  // instead of out, unless null; fp16 where out_is_f16
+  bool out_is_f16;
   int64_t q_stride, out_stride;
   int group, head_dim, dims;
   const std::byte* kv;
@@ -37,24 +38,26 @@ struct AttendArgs {
 };
 
 // Eight values of a KV row as floats.
-__device__ inline void load8(const uint16_t* source, float* target) {
+template <class T>
+__device__ inline void load8(const T* source, float* target) {
   const uint4 v = *reinterpret_cast<const uint4*>(source);
   const uint32_t pairs[4] = {v.x, v.y, v.z, v.w};
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
-    target[2 * i] = bf16_low(pairs[i]);
-    target[2 * i + 1] = bf16_high(pairs[i]);
+    target[2 * i] = low_of<T>(pairs[i]);
+    target[2 * i + 1] = high_of<T>(pairs[i]);
   }
 }
-__device__ inline void load8(const float* source, float* target) {
+template <>
+__device__ inline void load8<float>(const float* source, float* target) {
   *reinterpret_cast<float4*>(target) = reinterpret_cast<const float4*>(source)[0];
   *reinterpret_cast<float4*>(target + 4) = reinterpret_cast<const float4*>(source)[1];
 }
 
 __device__ inline void put(const AttendArgs& args, int64_t token, int head, int d, float value) {
   const int64_t at = token * args.out_stride + int64_t{head} * args.head_dim + d;
-  if (args.out_bf16 != nullptr) {
-    args.out_bf16[at] = to_bf16(value);
+  if (args.out_half != nullptr) {
+    args.out_half[at] = args.out_is_f16 ? from_float<Float16>(value).bits : to_bf16(value);
   } else {
     args.out[at] = value;
   }
@@ -287,6 +290,7 @@ bool CudaBackend::has_tensor_attention(const KvLayer& kv, int32_t q_heads) const
 bool CudaBackend::attend_by_tensor_cores(const AttentionArgs& args) {
   const KvLayer& kv = args.kv;
   // Queries are read by 16 bytes.
+  if (args.out.dtype != DType::kF32 && args.out.dtype != kv.dtype) return false;
   if (!has_tensor_attention(kv, args.q_heads) || args.q.stride % 4 != 0 || args.out.stride % 4 != 0) return false;
   if (reinterpret_cast<uintptr_t>(args.q.data) % 16 != 0 || reinterpret_cast<uintptr_t>(args.out.data) % 16 != 0) {
     return false;
@@ -300,8 +304,9 @@ bool CudaBackend::attend_by_tensor_cores(const AttentionArgs& args) {
       .q = args.q.row<float>(0),
       .q_stride = args.q.stride,
       .out = args.out.dtype == DType::kF32 ? args.out.row<float>(0) : nullptr,
-      .out_bf16 = args.out.dtype == DType::kBF16 ? args.out.row<uint16_t>(0) : nullptr,
+      .out_half = args.out.dtype != DType::kF32 ? args.out.row<uint16_t>(0) : nullptr,
       .out_stride = args.out.stride,
+      .dtype = kv.dtype,
       .group = schedule.group,
       .q_heads = args.q_heads,
       .kv_heads = kv.kv_heads,
@@ -347,7 +352,7 @@ bool CudaBackend::attend_by_tensor_cores(const AttentionArgs& args) {
 void CudaBackend::attention(const AttentionArgs& args) {
   StepPlan& plan = *plan_;
   const KvLayer& kv = args.kv;
-  TM_CHECK(kv.dtype == DType::kF32 || kv.dtype == DType::kBF16);
+  TM_CHECK(kv.dtype != DType::kI32);
   TM_CHECK(kv.head_dim % 2 == 0 && kv.head_dim >= 2 && kv.head_dim <= 256);
   TM_CHECK(kv.kv_heads >= 1 && args.q_heads >= 1 && args.q_heads % kv.kv_heads == 0);
   TM_CHECK(kv.page_size == 1 << plan.page_shift);
@@ -364,7 +369,8 @@ void CudaBackend::attention(const AttentionArgs& args) {
   const AttendArgs kernel{
       .q = args.q.row<float>(0),
       .out = args.out.dtype == DType::kF32 ? args.out.row<float>(0) : nullptr,
-      .out_bf16 = args.out.dtype == DType::kBF16 ? args.out.row<uint16_t>(0) : nullptr,
+      .out_half = args.out.dtype != DType::kF32 ? args.out.row<uint16_t>(0) : nullptr,
+      .out_is_f16 = args.out.dtype == DType::kF16,
       .q_stride = args.q.stride,
       .out_stride = args.out.stride,
       .group = schedule.group,
@@ -385,13 +391,11 @@ void CudaBackend::attention(const AttentionArgs& args) {
           counters_.get<int>(static_cast<size_t>(schedule.num_units) * static_cast<size_t>(kv.kv_heads), stream())};
   const dim3 grid(static_cast<unsigned>(schedule.items.size()), static_cast<unsigned>(kv.kv_heads));
   const bool small = schedule.rows_per_block == 8;
-  if (kv.dtype == DType::kF32) {
-    const auto launch = small ? launch_attend<float, 2> : launch_attend<float, 8>;
-    launch(kernel, grid, stream(), early_launch_);
-  } else {
-    const auto launch = small ? launch_attend<uint16_t, 2> : launch_attend<uint16_t, 8>;
-    launch(kernel, grid, stream(), early_launch_);
-  }
+  const auto launch = kv.dtype == DType::kF32   ? small ? launch_attend<float, 2> : launch_attend<float, 8>
+                        : kv.dtype == DType::kF16 ? small ? launch_attend<Float16, 2> : launch_attend<Float16, 8>
+                        : small ? launch_attend<uint16_t, 2>
+                                                : launch_attend<uint16_t, 8>;
+  launch(kernel, grid, stream(), early_launch_);
 }
 
 }  // namespace tokenmill

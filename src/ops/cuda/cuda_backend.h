@@ -18,9 +18,10 @@
 
 namespace tokenmill {
 
-// Rows of `stride` elements (k rounded up to 16 bytes, the padding is zero), bf16 or fp32.
+// Rows of `stride` elements (k rounded up to 16 bytes, the padding is zero), bf16, fp16 or fp32.
 struct CudaWeight final : Weight {
-  bool is_float = false;
+  DType dtype = DType::kBF16;
+  bool is_float() const { return dtype == DType::kF32; }
   int64_t stride = 0;
   DeviceMemory memory;
   DeviceMemory bias_memory;
@@ -36,9 +37,8 @@ class CudaBackend final : public Backend {
   std::string description() const override;  // cuda_backend.cc
   int num_threads() const override { return 1; }
   bool keeps_quantized() const override { return false; }
-  DType product_input(Packing packing) const override {
-    return packing == Packing::kFloat32 ? DType::kF32 : DType::kBF16;
-  }
+  bool has_float16() const override { return true; }
+  DType product_input(Packing packing) const override { return dtype_of(packing); }
   bool has_graphs() const override { return true; }
   void set_warning_sink(std::function<void(const std::string&)> sink) override {
     graphs_.set_warning_sink(std::move(sink));
@@ -87,6 +87,9 @@ class CudaBackend final : public Backend {
   // record only spans of the planned batch itself will do.
   const int32_t* device_ids(std::span<const int32_t> ids, DeviceScratch& scratch);
   const float* device_inv_freq(std::span<const float> inv_freq);
+  static constexpr DType dtype_of(Packing packing) {
+    return packing == Packing::kFloat32 ? DType::kF32 : packing == Packing::kFloat16 ? DType::kF16 : DType::kBF16;
+  }
   // x, normed if asked, in the weight's type and stride: [rows, stride].
   void prepare_input(Matrix x, const Norm* norm, const CudaWeight& weight, void* out);  // norm.cu
   bool has_tensor_attention(const KvLayer& kv, int32_t q_heads) const;                  // attention.cu

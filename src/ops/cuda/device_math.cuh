@@ -1,4 +1,5 @@
-// Small device functions the kernels share.
+// Small device functions the kernels share. Kernels over 16-bit values are templates: uint16_t stands for bf16, Float16
+// for fp16, and what is rounded to fp16 from beyond its range becomes its largest value.
 #pragma once
 
 #include <cstdint>
@@ -16,7 +17,53 @@ __device__ inline uint16_t to_bf16(float value) {
   return static_cast<uint16_t>((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
 }
 
-__device__ inline float rounded_to_bf16(float value) { return bf16_value(to_bf16(value)); }
+struct Float16 {
+  uint16_t bits;
+};
+
+// Both rounded to nearest even; a in the low half.
+template <class T>
+__device__ inline uint32_t pair_of(float a, float b);
+template <>
+__device__ inline uint32_t pair_of<uint16_t>(float a, float b) {
+  uint32_t bits;
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(bits) : "f"(b), "f"(a));
+  return bits;
+}
+template <>
+__device__ inline uint32_t pair_of<Float16>(float a, float b) {
+  uint32_t bits;
+  asm("cvt.rn.satfinite.f16x2.f32 %0, %1, %2;" : "=r"(bits) : "f"(b), "f"(a));
+  return bits;
+}
+
+__device__ inline float f16_value(uint16_t bits) {
+  float value;
+  asm("cvt.f32.f16 %0, %1;" : "=f"(value) : "h"(bits));
+  return value;
+}
+
+// The low and the high value of a pair.
+template <class T>
+__device__ inline float low_of(uint32_t pair);
+template <>
+__device__ inline float low_of<uint16_t>(uint32_t pair) {
+  return bf16_low(pair);
+}
+template <>
+__device__ inline float low_of<Float16>(uint32_t pair) {
+  return f16_value(static_cast<uint16_t>(pair));
+}
+template <class T>
+__device__ inline float high_of(uint32_t pair);
+template <>
+__device__ inline float high_of<uint16_t>(uint32_t pair) {
+  return bf16_high(pair);
+}
+template <>
+__device__ inline float high_of<Float16>(uint32_t pair) {
+  return f16_value(static_cast<uint16_t>(pair >> 16));
+}
 
 template <class T>
 __device__ inline T from_float(float value);
@@ -28,8 +75,18 @@ template <>
 __device__ inline uint16_t from_float<uint16_t>(float value) {
   return to_bf16(value);
 }
+template <>
+__device__ inline Float16 from_float<Float16>(float value) {
+  return {static_cast<uint16_t>(pair_of<Float16>(value, 0.0f))};
+}
 __device__ inline float to_float(float value) { return value; }
 __device__ inline float to_float(uint16_t bits) { return bf16_value(bits); }
+__device__ inline float to_float(Float16 value) { return f16_value(value.bits); }
+
+template <class T>
+__device__ inline float rounded_to(float value) {
+  return to_float(from_float<T>(value));
+}
 
 __device__ inline float warp_sum(float value) {
   for (int offset = 16; offset > 0; offset >>= 1) value += __shfl_xor_sync(0xffffffffu, value, offset);

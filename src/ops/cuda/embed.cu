@@ -46,12 +46,17 @@ void CudaBackend::embed(std::span<const int32_t> ids, const Weight& table, float
   use_device();
   const int32_t* const device = device_ids(ids, ids_);
   const unsigned grid = static_cast<unsigned>(ids.size());
-  if (weight.is_float) {
-    embed_kernel<<<grid, 256, 0, stream()>>>(device, reinterpret_cast<const float*>(weight.memory.data()),
-                                             weight.stride, weight.k, scale, out.row<float>(0), out.stride);
+  const auto launch = [&]<class T>(const T* rows) {
+    embed_kernel<<<grid, 256, 0, stream()>>>(device, rows, weight.stride, weight.k, scale, out.row<float>(0),
+                                             out.stride);
+  };
+  const void* const rows = weight.memory.data();
+  if (weight.is_float()) {
+    launch(static_cast<const float*>(rows));
+  } else if (weight.dtype == DType::kF16) {
+    launch(static_cast<const Float16*>(rows));
   } else {
-    embed_kernel<<<grid, 256, 0, stream()>>>(device, reinterpret_cast<const uint16_t*>(weight.memory.data()),
-                                             weight.stride, weight.k, scale, out.row<float>(0), out.stride);
+    launch(static_cast<const uint16_t*>(rows));
   }
   check_launch("embed");
 }

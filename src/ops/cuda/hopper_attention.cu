@@ -98,7 +98,7 @@ __device__ void fill_stages(const HopperArgs& args, const Unit& unit, uint32_t k
 }
 
 // The group's 64 rows of queries, rounded, zeros past the count.
-template <int kDim>
+template <class T, int kDim>
 __device__ void load_queries(const TensorAttentionArgs& args, const Unit& unit, uint8_t* queries, int group) {
   for (int i = threadIdx.x % 128; i < 64 * kDim / 8; i += 128) {
     const int r = group * 64 + i / (kDim / 8), chunk = i % (kDim / 8);
@@ -109,7 +109,7 @@ __device__ void load_queries(const TensorAttentionArgs& args, const Unit& unit, 
       const float4* const q = reinterpret_cast<const float4*>(args.q + (unit.row.token_begin + query) * args.q_stride +
                                                               head * kDim + chunk * 8);
       const float4 a = __ldcg(q), b = __ldcg(q + 1);
-      bits = {bf16_pair(a.x, a.y), bf16_pair(a.z, a.w), bf16_pair(b.x, b.y), bf16_pair(b.z, b.w)};
+      bits = {pair_of<T>(a.x, a.y), pair_of<T>(a.z, a.w), pair_of<T>(b.x, b.y), pair_of<T>(b.z, b.w)};
     }
     *reinterpret_cast<uint4*>(queries + chunk / 8 * (kRows * 128) + r * 128 + ((chunk % 8) ^ (r & 7)) * 16) = bits;
   }
@@ -191,44 +191,45 @@ struct Softmax {
   }
 };
 
-template <int kDim>
+template <class T, int kDim>
 __device__ void multiply_keys(float (&scores)[64], uint32_t queries, uint32_t keys) {
   pin(scores);
   fence_products();
 #pragma unroll
   for (int k = 0; k < kDim / 16; ++k) {
     const uint32_t piece = k % 4 * 32;
-    multiply_shared(scores, descriptor(queries + k / 4 * (kRows * 128) + piece, 16, kBlockBytes),
-                    descriptor(keys + k / 4 * kBlockBytes + piece, 16, kGroupBytes<kDim>), k > 0);
+    multiply_shared<T>(scores, descriptor(queries + k / 4 * (kRows * 128) + piece, 16, kBlockBytes),
+                       descriptor(keys + k / 4 * kBlockBytes + piece, 16, kGroupBytes<kDim>), k > 0);
   }
   commit_products();
 }
 
-template <int kDim>
+template <class T, int kDim>
 __device__ void multiply_values(float (&sums)[kDim / 2], const uint32_t (&weights)[kKeys / 16][4], uint32_t values) {
   pin(sums);
   fence_products();
 #pragma unroll
   for (int k = 0; k < kKeys / 16; ++k) {
-    multiply_registers(sums, weights[k],
-                       descriptor(values + 2 * k * kGroupBytes<kDim>, kBlockBytes, kGroupBytes<kDim>));
+    multiply_registers<T>(sums, weights[k],
+                          descriptor(values + 2 * k * kGroupBytes<kDim>, kBlockBytes, kGroupBytes<kDim>));
   }
   commit_products();
 }
 
 // Scores as the left operand of a product.
+template <class T>
 __device__ inline void round_weights(const float (&scores)[64], uint32_t (&weights)[kKeys / 16][4]) {
 #pragma unroll
   for (int k = 0; k < kKeys / 16; ++k) {
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       const int at = (2 * k + i / 2) * 4 + i % 2 * 2;
-      weights[k][i] = bf16_pair(scores[at], scores[at + 1]);
+      weights[k][i] = pair_of<T>(scores[at], scores[at + 1]);
     }
   }
 }
 
-template <int kDim>
+template <class T, int kDim>
 __device__ void write_rows(const TensorAttentionArgs& args, const Unit& unit, int first_row,
                            const float (&sums)[kDim / 2], const float (&totals)[2]) {
   const int g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
@@ -246,8 +247,8 @@ __device__ void write_rows(const TensorAttentionArgs& args, const Unit& unit, in
 #pragma unroll
     for (int n = 0; n < kDim / 8; ++n) {
       const float a = sums[n * 4 + half * 2] * inverse, b = sums[n * 4 + half * 2 + 1] * inverse;
-      if (args.out_bf16 != nullptr) {
-        *reinterpret_cast<uint32_t*>(args.out_bf16 + at + n * 8) = bf16_pair(a, b);
+      if (args.out_half != nullptr) {
+        *reinterpret_cast<uint32_t*>(args.out_half + at + n * 8) = pair_of<T>(a, b);
       } else {
         *reinterpret_cast<float2*>(args.out + at + n * 8) = {a, b};
       }
@@ -257,7 +258,7 @@ __device__ void write_rows(const TensorAttentionArgs& args, const Unit& unit, in
 
 #endif  // __CUDA_ARCH_FEAT_SM90_ALL
 
-template <int kDim>
+template <class T, int kDim>
 __global__ void __launch_bounds__(kThreads, 1) hopper_attention_kernel(const __grid_constant__ HopperArgs args) {
 #if __CUDA_ARCH_FEAT_SM90_ALL
   extern __shared__ __align__(1024) uint8_t shared[];
@@ -289,7 +290,7 @@ __global__ void __launch_bounds__(kThreads, 1) hopper_attention_kernel(const __g
   }
   asm volatile("setmaxnreg.inc.sync.aligned.u32 232;");
   const int group = threadIdx.x / 128, first_row = group * 64 + threadIdx.x % 128 / 32 * 16;
-  load_queries<kDim>(attention, unit, shared, group);
+  load_queries<T, kDim>(attention, unit, shared, group);
   asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
   sync_group(group);
 
@@ -310,22 +311,22 @@ __global__ void __launch_bounds__(kThreads, 1) hopper_attention_kernel(const __g
   wait_barrier(key_full, 0);
   if (group == 1) give_turn(group);
   wait_turn(group);
-  multiply_keys<kDim>(scores, query_address, key_address);
+  multiply_keys<T, kDim>(scores, query_address, key_address);
   if (group == 0 || unit.tiles > 1) give_turn(group);  // nobody waits for the last turn's end
   wait_products<0>();
   pin(scores);
   if (first_of_warp) arrive(key_empty);
   softmax.apply(attention, unit, first_row, first_key, scores, factors);
-  round_weights(scores, weights);
+  round_weights<T>(scores, weights);
   // One tile's weights times its values beside the next tile's scores and their softmax.
   for (int tile = unit.tiles - 1; tile > 0; --tile) {
     const int next_stage = (stage + 1) % kStages, next_parity = next_stage == 0 ? parity ^ 1 : parity;
     first_key -= kKeys;
     wait_barrier(key_full + 8 * next_stage, next_parity);
     wait_turn(group);
-    multiply_keys<kDim>(scores, query_address, key_address + next_stage * kTileBytes<kDim>);
+    multiply_keys<T, kDim>(scores, query_address, key_address + next_stage * kTileBytes<kDim>);
     wait_barrier(value_full + 8 * stage, parity);
-    multiply_values<kDim>(sums, weights, value_address + stage * kTileBytes<kDim>);
+    multiply_values<T, kDim>(sums, weights, value_address + stage * kTileBytes<kDim>);
     if (group == 0 || tile > 1) give_turn(group);
     wait_products<1>();
     pin(scores);
@@ -336,22 +337,22 @@ __global__ void __launch_bounds__(kThreads, 1) hopper_attention_kernel(const __g
     if (first_of_warp) arrive(value_empty + 8 * stage);
 #pragma unroll
     for (int i = 0; i < kDim / 2; ++i) sums[i] *= factors[i / 2 % 2];
-    round_weights(scores, weights);
+    round_weights<T>(scores, weights);
     stage = next_stage;
     parity = next_parity;
   }
   wait_barrier(value_full + 8 * stage, parity);
-  multiply_values<kDim>(sums, weights, value_address + stage * kTileBytes<kDim>);
+  multiply_values<T, kDim>(sums, weights, value_address + stage * kTileBytes<kDim>);
   wait_products<0>();
   pin(sums);
-  write_rows<kDim>(attention, unit, first_row, sums, softmax.total);
+  write_rows<T, kDim>(attention, unit, first_row, sums, softmax.total);
 #endif
 }
 
-template <int kDim>
+template <class T, int kDim>
 void launch(const HopperArgs& args, int num_items, cudaStream_t stream) {
   constexpr size_t kBytes = size_t{kDim} * 2 * (kRows + 2 * kStages * kKeys);
-  const auto kernel = hopper_attention_kernel<kDim>;
+  const auto kernel = hopper_attention_kernel<T, kDim>;
   TM_CUDA(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(kBytes)));
   const dim3 grid(static_cast<unsigned>(num_items), static_cast<unsigned>(args.attention.kv_heads));
   launch_early<HopperArgs>("attention", kernel, grid, dim3(kThreads), kBytes, stream, true, args);
@@ -360,7 +361,7 @@ void launch(const HopperArgs& args, int num_items, cudaStream_t stream) {
 }  // namespace
 
 bool hopper_attention_supports(const KvLayer& kv) {
-  static const bool is_built = has_body(reinterpret_cast<const void*>(hopper_attention_kernel<128>));
+  static const bool is_built = has_body(reinterpret_cast<const void*>(hopper_attention_kernel<uint16_t, 128>));
   if (!is_built) return false;
   return kv.page_size >= 8 && kv.page_size <= kKeys && kv.block_bytes % (kv.head_dim * 2) == 0;
 }
@@ -374,9 +375,12 @@ void launch_hopper_attention(const TensorAttentionArgs& args, int64_t num_blocks
                     .page = page,
                     .rows_per_block = static_cast<int>(rows_per_block),
                     .rows_total = static_cast<int>(rows)};
-  if (args.head_dim == 64) return launch<64>(kernel, num_items, stream);
-  TM_CHECK(args.head_dim == 128);
-  launch<128>(kernel, num_items, stream);
+  TM_CHECK(args.head_dim == 64 || args.head_dim == 128);
+  const bool is_f16 = args.dtype == DType::kF16;
+  const auto run = args.head_dim == 64 ? is_f16 ? launch<Float16, 64> : launch<uint16_t, 64>
+                   : is_f16 ? launch<Float16, 128>
+                                       : launch<uint16_t, 128>;
+  run(kernel, num_items, stream);
 }
 
 }  // namespace tokenmill

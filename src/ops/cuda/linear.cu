@@ -1,6 +1,7 @@
 // Products with weights: stream_linear.h for few rows and tens_linear.h for some more where they can, else for very few
 // the plain streaming kernel below, and cuBLAS. In deterministic inference wide_linear.h where it can. Sums in fp32.
 #include <algorithm>
+#include <type_traits>
 
 #include "base/check.h"
 #include "ops/cuda/activation.cuh"
@@ -29,14 +30,12 @@ __device__ inline uint4 stream_load(const void* address) {
 }
 
 template <class T>
-__device__ inline float dot16(const uint4& a, const uint4& b, float sum);
-template <>
-__device__ inline float dot16<uint16_t>(const uint4& a, const uint4& b, float sum) {
+__device__ inline float dot16(const uint4& a, const uint4& b, float sum) {
   const uint32_t as[4] = {a.x, a.y, a.z, a.w}, bs[4] = {b.x, b.y, b.z, b.w};
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
-    sum = fmaf(bf16_low(as[i]), bf16_low(bs[i]), sum);
-    sum = fmaf(bf16_high(as[i]), bf16_high(bs[i]), sum);
+    sum = fmaf(low_of<T>(as[i]), low_of<T>(bs[i]), sum);
+    sum = fmaf(high_of<T>(as[i]), high_of<T>(bs[i]), sum);
   }
   return sum;
 }
@@ -52,7 +51,7 @@ struct GemvArgs {
   const void* weight;
   const void* second;  // gated: up
   const float *bias, *second_bias;
-  const void* x;  // [rows, x_stride] in the weight's type, or fp32 that is still to be rounded to bf16
+  const void* x;  // [rows, x_stride] in the weight's type, or fp32 that is still to be rounded to it
   int64_t x_stride;
   int64_t stride;  // of weight and second: k padded with zeros, as x is
   int64_t n;
@@ -60,21 +59,16 @@ struct GemvArgs {
   bool add;
   Activation activation;
   float* out;
-  uint16_t* out_bf16;  // gated: instead of out, unless null
+  uint16_t* out_half;  // gated: instead of out, unless null; of the weight's type
   int64_t out_stride;
 };
 
-// Eight fp32 values rounded to bf16, or 16 bytes as they are.
-template <bool kRound, class X>
+// Eight fp32 values rounded to T, or 16 bytes as they are.
+template <class T, bool kRound, class X>
 __device__ inline uint4 load_input(const X* x) {
   if constexpr (kRound) {
     const float4 low = reinterpret_cast<const float4*>(x)[0], high = reinterpret_cast<const float4*>(x)[1];
-    const auto pair = [](float a, float b) {
-      uint32_t bits;
-      asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(bits) : "f"(b), "f"(a));
-      return bits;
-    };
-    return {pair(low.x, low.y), pair(low.z, low.w), pair(high.x, high.y), pair(high.z, high.w)};
+    return {pair_of<T>(low.x, low.y), pair_of<T>(low.z, low.w), pair_of<T>(high.x, high.y), pair_of<T>(high.z, high.w)};
   } else {
     return *reinterpret_cast<const uint4*>(x);
   }
@@ -119,7 +113,7 @@ __global__ void __launch_bounds__(32 * kGemvWarps) gemv_kernel(const GemvArgs ar
       if (k >= args.stride) break;
 #pragma unroll
       for (int m = 0; m < kM; ++m) {
-        const uint4 v = load_input<kRound>(x[m] + k);
+        const uint4 v = load_input<T, kRound>(x[m] + k);
         sum0[m] = dot16<T>(a[u], v, sum0[m]);
         sum1[m] = dot16<T>(b[u], v, sum1[m]);
       }
@@ -131,16 +125,16 @@ __global__ void __launch_bounds__(32 * kGemvWarps) gemv_kernel(const GemvArgs ar
   for (int m = 0; m < kM; ++m) {
     float s0 = warp_sum(sum0[m]), s1 = warp_sum(sum1[m]);
     if (lane != 0 || m >= args.rows) continue;
-    if (kGated && args.out_bf16 != nullptr) {  // as gated_gemm() does
-      s0 = rounded_to_bf16(s0);
-      s1 = rounded_to_bf16(s1);
+    if (kGated && args.out_half != nullptr) {  // as gated_gemm() does
+      s0 = rounded_to<T>(s0);
+      s1 = rounded_to<T>(s1);
     }
     if (args.bias != nullptr) s0 += args.bias[first];
     if (kGated) {
       if (args.second_bias != nullptr) s1 += args.second_bias[first];
       const float value = activate(args.activation, s0) * s1;
-      if (args.out_bf16 != nullptr) {
-        args.out_bf16[m * args.out_stride + first] = to_bf16(value);
+      if (args.out_half != nullptr) {
+        reinterpret_cast<T*>(args.out_half)[m * args.out_stride + first] = from_float<T>(value);
       } else {
         args.out[m * args.out_stride + first] = value;
       }
@@ -181,6 +175,13 @@ struct alignas(sizeof(T) * kCount) Run {
   T values[kCount];
 };
 
+// A product that cuBLAS has rounded: beyond fp16's range it is infinite there.
+template <class P>
+__device__ inline float product_of(P value) {
+  const float product = to_float(value);
+  return std::is_same_v<P, Float16> && isinf(product) ? copysignf(65504.0f, product) : product;
+}
+
 // out = act(gate) * up; gate and up [rows, cols].
 template <class P, class T>
 __global__ void gate_kernel(const P* gate, const P* up, int64_t cols, const float* gate_bias, const float* up_bias,
@@ -188,8 +189,8 @@ __global__ void gate_kernel(const P* gate, const P* up, int64_t cols, const floa
   constexpr int kCount = 16 / sizeof(P);
   const int64_t row = blockIdx.y, first = (blockIdx.x * int64_t{256} + threadIdx.x) * kCount;
   const auto value = [&](int64_t col, P gate_value, P up_value) {
-    const float g = to_float(gate_value) + (gate_bias != nullptr ? gate_bias[col] : 0.0f);
-    const float u = to_float(up_value) + (up_bias != nullptr ? up_bias[col] : 0.0f);
+    const float g = product_of(gate_value) + (gate_bias != nullptr ? gate_bias[col] : 0.0f);
+    const float u = product_of(up_value) + (up_bias != nullptr ? up_bias[col] : 0.0f);
     return from_float<T>(activate(activation, g) * u);
   };
   gate += row * cols;
@@ -216,7 +217,11 @@ dim3 cell_grid(int64_t rows, int64_t cols, int64_t per_thread = 1) {
   return dim3(static_cast<unsigned>((cols + per_block - 1) / per_block), static_cast<unsigned>(rows));
 }
 
-const uint16_t* bf16_of(const CudaWeight& weight) { return reinterpret_cast<const uint16_t*>(weight.memory.data()); }
+cudaDataType_t cublas_type(DType dtype) {
+  return dtype == DType::kF32 ? CUDA_R_32F : dtype == DType::kF16 ? CUDA_R_16F : CUDA_R_16BF;
+}
+
+const uint16_t* bits_of(const CudaWeight& weight) { return reinterpret_cast<const uint16_t*>(weight.memory.data()); }
 
 bool is_aligned(const void* pointer) { return reinterpret_cast<uintptr_t>(pointer) % 16 == 0; }
 
@@ -229,9 +234,8 @@ void CudaBackend::gemm(const CudaWeight& weight, PreparedInput x, int64_t rows, 
     return invariant_product(weight, x, rows, add, out);
   }
   const float alpha = 1, beta = add ? 1.0f : 0.0f;
-  const cudaDataType_t type = weight.is_float ? CUDA_R_32F : CUDA_R_16BF;
-  const cudaDataType_t out_type = out.dtype == DType::kBF16 ? CUDA_R_16BF : CUDA_R_32F;
-  const cublasComputeType_t compute = weight.is_float ? CUBLAS_COMPUTE_32F_PEDANTIC : CUBLAS_COMPUTE_32F;
+  const cudaDataType_t type = cublas_type(weight.dtype), out_type = cublas_type(out.dtype);
+  const cublasComputeType_t compute = weight.is_float() ? CUBLAS_COMPUTE_32F_PEDANTIC : CUBLAS_COMPUTE_32F;
   TM_CUBLAS(cublasGemmEx(cublas_->get(), CUBLAS_OP_T, CUBLAS_OP_N, static_cast<int>(weight.n), static_cast<int>(rows),
                          static_cast<int>(weight.stride), &alpha, weight.memory.data(), type,
                          static_cast<int>(weight.stride), x.data, type, static_cast<int>(x.stride), &beta, out.data,
@@ -239,10 +243,10 @@ void CudaBackend::gemm(const CudaWeight& weight, PreparedInput x, int64_t rows, 
 }
 
 CudaBackend::PreparedInput CudaBackend::input_of(Matrix x, const Norm* norm, const CudaWeight& weight) {
-  const bool is_ready = x.dtype == DType::kBF16 && norm == nullptr && !weight.is_float && weight.stride == weight.k &&
+  const bool is_ready = x.dtype == weight.dtype && norm == nullptr && !weight.is_float() && weight.stride == weight.k &&
                         x.stride % 8 == 0 && is_aligned(x.data);
   if (is_ready) return {x.data, x.stride};
-  const size_t bytes = static_cast<size_t>(x.rows * weight.stride) * (weight.is_float ? 4 : 2);
+  const size_t bytes = static_cast<size_t>(x.rows * weight.stride) * size_of(weight.dtype);
   std::byte* const prepared = input_.get<std::byte>(bytes, stream());
   prepare_input(x, norm, weight, prepared);
   return {prepared, weight.stride};
@@ -250,9 +254,9 @@ CudaBackend::PreparedInput CudaBackend::input_of(Matrix x, const Norm* norm, con
 
 bool CudaBackend::stream_product(Matrix x, const Norm* norm, const CudaWeight& weight, const CudaWeight* second,
                                  Activation activation, bool add, Matrix out) {
-  if (!early_launch_ || weight.is_float || weight.stride != weight.k) return false;
-  StreamProduct product{.weight = bf16_of(weight),
-                        .second = second != nullptr ? bf16_of(*second) : nullptr,
+  if (!early_launch_ || weight.is_float() || weight.stride != weight.k) return false;
+  StreamProduct product{.weight = bits_of(weight),
+                        .second = second != nullptr ? bits_of(*second) : nullptr,
                         .bias = weight.bias,
                         .second_bias = second != nullptr ? second->bias : nullptr,
                         .n = weight.n,
@@ -266,8 +270,9 @@ bool CudaBackend::stream_product(Matrix x, const Norm* norm, const CudaWeight& w
                         .add = add,
                         .activation = activation,
                         .out = out.dtype == DType::kF32 ? out.row<float>(0) : nullptr,
-                        .out_bf16 = out.dtype == DType::kBF16 ? out.row<uint16_t>(0) : nullptr,
-                        .out_stride = out.stride};
+                        .out_half = out.dtype != DType::kF32 ? out.row<uint16_t>(0) : nullptr,
+                        .out_stride = out.stride,
+                        .dtype = weight.dtype};
   StreamProduct ready = product;  // as input_of() leaves it
   ready.x = nullptr;
   ready.x_float = false;
@@ -298,14 +303,14 @@ void CudaBackend::linear(const LinearArgs& args) {
   const auto& weight = static_cast<const CudaWeight&>(*args.weight);
   TM_CHECK(args.x.cols == weight.k && args.out.cols == weight.n && args.x.rows == args.out.rows);
   TM_CHECK(args.out.dtype == DType::kF32);
-  TM_CHECK(args.x.dtype == DType::kF32 || (args.x.dtype == DType::kBF16 && args.input_norm == nullptr));
+  TM_CHECK(args.x.dtype == DType::kF32 || (args.x.dtype == weight.dtype && args.input_norm == nullptr));
   const int64_t rows = args.x.rows;
   if (rows == 0) return;
   TM_CHECK(rows <= kGridYMax);
   use_device();
   if (stream_product(args.x, args.input_norm, weight, nullptr, Activation::kSilu, args.add_to_out, args.out)) return;
   // Whole and aligned fp32 rows go to the plain streaming kernel as they are.
-  const bool as_is = args.x.dtype == DType::kF32 && !weight.is_float && args.input_norm == nullptr &&
+  const bool as_is = args.x.dtype == DType::kF32 && !weight.is_float() && args.input_norm == nullptr &&
                      rows <= std::min<int64_t>(kRoundRowsMax, gemv_rows_max_) && weight.stride == weight.k &&
                      args.x.stride % 4 == 0 && is_aligned(args.x.data);
   PreparedInput x{args.x.data, args.x.stride};
@@ -329,24 +334,23 @@ void CudaBackend::linear(const LinearArgs& args) {
                       .add = args.add_to_out,
                       .activation = Activation::kSilu,
                       .out = args.out.row<float>(0),
-                      .out_bf16 = nullptr,
+                      .out_half = nullptr,
                       .out_stride = args.out.stride};
-  if (weight.is_float) {
-    launch_gemv<float, float, false>(gemv, stream(), early_launch_);
-  } else if (as_is) {
-    launch_gemv<uint16_t, float, false>(gemv, stream(), early_launch_);
-  } else {
-    launch_gemv<uint16_t, uint16_t, false>(gemv, stream(), early_launch_);
-  }
+  const bool is_f16 = weight.dtype == DType::kF16;
+  const auto launch = weight.is_float() ? launch_gemv<float, float, false>
+                      : as_is  ? is_f16 ? launch_gemv<Float16, float, false> : launch_gemv<uint16_t, float, false>
+                       : is_f16 ? launch_gemv<Float16, Float16, false>
+                               : launch_gemv<uint16_t, uint16_t, false>;
+  launch(gemv, stream(), early_launch_);
 }
 
 void CudaBackend::gated_linear(const GatedLinearArgs& args) {
   const auto& gate = static_cast<const CudaWeight&>(*args.gate);
   const auto& up = static_cast<const CudaWeight&>(*args.up);
-  TM_CHECK(args.x.cols == gate.k && gate.k == up.k && gate.n == up.n && gate.is_float == up.is_float);
+  TM_CHECK(args.x.cols == gate.k && gate.k == up.k && gate.n == up.n && gate.dtype == up.dtype);
   TM_CHECK(args.out.cols == gate.n && args.x.rows == args.out.rows);
   TM_CHECK(args.x.dtype == DType::kF32);
-  TM_CHECK(args.out.dtype == DType::kF32 || (args.out.dtype == DType::kBF16 && !gate.is_float));
+  TM_CHECK(args.out.dtype == DType::kF32 || args.out.dtype == gate.dtype);
   const int64_t rows = args.x.rows;
   if (rows == 0) return;
   use_device();
@@ -365,12 +369,18 @@ void CudaBackend::gated_linear(const GatedLinearArgs& args) {
                         .add = false,
                         .activation = args.activation,
                         .out = args.out.dtype == DType::kF32 ? args.out.row<float>(0) : nullptr,
-                        .out_bf16 = args.out.dtype == DType::kBF16 ? args.out.row<uint16_t>(0) : nullptr,
+                        .out_half = args.out.dtype != DType::kF32 ? args.out.row<uint16_t>(0) : nullptr,
                         .out_stride = args.out.stride};
-    return gate.is_float ? launch_gemv<float, float, true>(gemv, stream(), early_launch_)
-                         : launch_gemv<uint16_t, uint16_t, true>(gemv, stream(), early_launch_);
+    const auto launch = gate.is_float()             ? launch_gemv<float, float, true>
+                        : gate.dtype == DType::kF16 ? launch_gemv<Float16, Float16, true>
+                                                    : launch_gemv<uint16_t, uint16_t, true>;
+    return launch(gemv, stream(), early_launch_);
   }
   if (args.out.dtype == DType::kF32) return gated_gemm<float, float>(args, gate, up, x);
+  if (gate.dtype == DType::kF16) {
+    return deterministic_ ? gated_gemm<float, Float16>(args, gate, up, x)
+                          : gated_gemm<Float16, Float16>(args, gate, up, x);
+  }
   if (deterministic_) return gated_gemm<float, uint16_t>(args, gate, up, x);
   gated_gemm<uint16_t, uint16_t>(args, gate, up, x);
 }
@@ -379,8 +389,8 @@ void CudaBackend::gated_linear(const GatedLinearArgs& args) {
 template <class P, class T>
 void CudaBackend::gated_gemm(const GatedLinearArgs& args, const CudaWeight& gate, const CudaWeight& up,
                              PreparedInput x) {
-  constexpr DType kType = sizeof(P) == 2 ? DType::kBF16 : DType::kF32;
-  const int64_t rows = args.x.rows, size = gate.is_float ? 4 : 2;
+  constexpr DType kType = sizeof(P) == 4 ? DType::kF32 : std::is_same_v<P, Float16> ? DType::kF16 : DType::kBF16;
+  const int64_t rows = args.x.rows, size = gate.is_float() ? 4 : 2;
   const int64_t chunk = std::clamp<int64_t>(kProductFloatsMax / gate.n, 1, std::min(rows, kGridYMax));
   const int64_t cells = (chunk * gate.n + 7) / 8 * 8;
   P* const products = product_.get<P>(static_cast<size_t>(2 * cells), stream());

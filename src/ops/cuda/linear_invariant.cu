@@ -1,10 +1,11 @@
 // Products whose bits for a row depend on nothing but that row and the weight: deterministic inference where
 // wide_linear.h cannot. One sum an output in one order over K, whatever the tile, and so whatever the number of rows.
 //
-// bf16: mma.sync m16n8k16 steps in order of K, which every tile shape here takes alike. fp32: one chain of fused
-// multiply-adds. Neither splits K.
+// bf16 and fp16: mma.sync m16n8k16 steps in order of K, which every tile shape here takes alike. fp32: one chain of
+// fused multiply-adds. Neither splits K.
 #include "base/check.h"
 #include "ops/cuda/cuda_backend.h"
+#include "ops/cuda/mma.cuh"
 
 namespace tokenmill {
 namespace {
@@ -19,28 +20,10 @@ struct ProductArgs {
   int64_t out_stride;
 };
 
-__device__ inline uint32_t shared_address(const void* pointer) {
-  return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
-}
-
 // 16 bytes, or zeros.
 __device__ inline void copy_async(void* target, const void* source, bool inside) {
   const int bytes = inside ? 16 : 0;
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(target)), "l"(source), "r"(bytes));
-}
-
-__device__ inline void load_matrices(uint32_t (&r)[4], const uint16_t* address) {
-  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
-               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
-               : "r"(shared_address(address)));
-}
-
-__device__ inline void multiply_add(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
-  asm volatile(
-      "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
-      "{%0, %1, %2, %3};"
-      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
 __device__ inline void store(const ProductArgs& args, int64_t row, int64_t col, float value) {
@@ -73,9 +56,9 @@ struct Tiling {
   }
 };
 
-template <int kM, int kN, int kK, int kWarpM, int kWarpN, int kStages>
+template <class T, int kM, int kN, int kK, int kWarpM, int kWarpN, int kStages>
 __global__ void __launch_bounds__(Tiling<kM, kN, kK, kWarpM, kWarpN, kStages>::kThreads)
-    bf16_product_kernel(const ProductArgs args) {
+    half_product_kernel(const ProductArgs args) {
   using Tile = Tiling<kM, kN, kK, kWarpM, kWarpN, kStages>;
   constexpr int kRowTiles = kWarpM / 16, kColTiles = kWarpN / 8;
   static_assert(kColTiles % 2 == 0);
@@ -99,16 +82,17 @@ __global__ void __launch_bounds__(Tiling<kM, kN, kK, kWarpM, kWarpN, kStages>::k
       uint32_t a[kRowTiles][4];
 #pragma unroll
       for (int i = 0; i < kRowTiles; ++i) {
-        load_matrices(a[i], x + (warp_row + i * 16 + lane % 16) * Tile::kStride + k + lane / 16 * 8);
+        load_matrices(a[i], shared_address(x + (warp_row + i * 16 + lane % 16) * Tile::kStride + k + lane / 16 * 8));
       }
 #pragma unroll
       for (int j = 0; j < kColTiles; j += 2) {
         uint32_t b[4];
-        load_matrices(b, weight + (warp_col + j * 8 + lane / 16 * 8 + lane % 8) * Tile::kStride + k + lane / 8 % 2 * 8);
+        load_matrices(b, shared_address(weight + (warp_col + j * 8 + lane / 16 * 8 + lane % 8) * Tile::kStride + k +
+                                        lane / 8 % 2 * 8));
 #pragma unroll
         for (int i = 0; i < kRowTiles; ++i) {
-          multiply_add(sums[i][j], a[i], b[0], b[1]);
-          multiply_add(sums[i][j + 1], a[i], b[2], b[3]);
+          mma<T>(sums[i][j], a[i][0], a[i][1], a[i][2], a[i][3], b[0], b[1]);
+          mma<T>(sums[i][j + 1], a[i][0], a[i][1], a[i][2], a[i][3], b[2], b[3]);
         }
       }
     }
@@ -126,16 +110,16 @@ __global__ void __launch_bounds__(Tiling<kM, kN, kK, kWarpM, kWarpN, kStages>::k
   }
 }
 
-template <int kM, int kN, int kK, int kWarpM, int kWarpN, int kStages>
-void launch_bf16(const ProductArgs& args, cudaStream_t stream) {
+template <class T, int kM, int kN, int kK, int kWarpM, int kWarpN, int kStages>
+void launch_half(const ProductArgs& args, cudaStream_t stream) {
   using Tile = Tiling<kM, kN, kK, kWarpM, kWarpN, kStages>;
-  const auto kernel = bf16_product_kernel<kM, kN, kK, kWarpM, kWarpN, kStages>;
+  const auto kernel = half_product_kernel<T, kM, kN, kK, kWarpM, kWarpN, kStages>;
   if (Tile::kBytes > size_t{48} << 10) {
     TM_CUDA(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(Tile::kBytes)));
   }
   const dim3 grid(static_cast<unsigned>((args.n + kN - 1) / kN), static_cast<unsigned>((args.rows + kM - 1) / kM));
   kernel<<<grid, Tile::kThreads, Tile::kBytes, stream>>>(args);
-  check_launch("bf16_product");
+  check_launch("half_product");
 }
 
 // A thread makes kM / 16 x 4 outputs of [kM, 64].
@@ -178,6 +162,13 @@ __global__ void __launch_bounds__(256) f32_product_kernel(const ProductArgs args
   }
 }
 
+template <class T>
+void launch_half(const ProductArgs& args, cudaStream_t stream) {
+  if (args.rows <= 16) return launch_half<T, 16, 64, 64, 16, 16, 4>(args, stream);
+  if (args.rows <= 64) return launch_half<T, 64, 64, 64, 32, 32, 3>(args, stream);
+  launch_half<T, 128, 128, 32, 64, 32, 3>(args, stream);
+}
+
 template <int kM>
 void launch_f32(const ProductArgs& args, cudaStream_t stream) {
   const dim3 grid(static_cast<unsigned>((args.n + 63) / 64), static_cast<unsigned>((args.rows + kM - 1) / kM));
@@ -197,10 +188,9 @@ void CudaBackend::invariant_product(const CudaWeight& weight, PreparedInput x, i
                          .add = add,
                          .out = out.row<float>(0),
                          .out_stride = out.stride};
-  if (weight.is_float) return rows <= 16 ? launch_f32<16>(args, stream()) : launch_f32<64>(args, stream());
-  if (rows <= 16) return launch_bf16<16, 64, 64, 16, 16, 4>(args, stream());
-  if (rows <= 64) return launch_bf16<64, 64, 64, 32, 32, 3>(args, stream());
-  launch_bf16<128, 128, 32, 64, 32, 3>(args, stream());
+  if (weight.is_float()) return rows <= 16 ? launch_f32<16>(args, stream()) : launch_f32<64>(args, stream());
+  if (weight.dtype == DType::kF16) return launch_half<Float16>(args, stream());
+  launch_half<uint16_t>(args, stream());
 }
 
 }  // namespace tokenmill

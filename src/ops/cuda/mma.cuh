@@ -1,19 +1,14 @@
-// Tensor core products of bf16 (sm_80 and later) and the loads that feed them.
+// Tensor core products of bf16 or fp16 (sm_80 and later) and the loads that feed them.
 #pragma once
 
 #include <cstdint>
+
+#include "ops/cuda/device_math.cuh"
 
 namespace tokenmill {
 
 __device__ inline uint32_t shared_address(const void* pointer) {
   return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
-}
-
-// Both rounded to nearest even; a in the low half.
-__device__ inline uint32_t bf16_pair(float a, float b) {
-  uint32_t bits;
-  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(bits) : "f"(b), "f"(a));
-  return bits;
 }
 
 // Denormal results are zero.
@@ -26,14 +21,21 @@ __device__ inline float exp2_fast(float x) {
 // sums += a [16, 16] b [16, 8]. Lane (g, t) = (lane / 4, lane % 4) holds of a: (g, 2t), (g + 8, 2t), (g, 2t + 8),
 // (g + 8, 2t + 8), each with its right neighbour; of b: (2t, g), (2t + 8, g), each with the one below; of the sums:
 // (g, 2t), (g, 2t + 1), (g + 8, 2t), (g + 8, 2t + 1).
-__device__ inline void mma_bf16(float (&sums)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint32_t b0,
-                                uint32_t b1) {
-  asm volatile(
-      "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
-      "{%0, %1, %2, %3};"
-      : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3])
-      : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
-}
+template <class T>
+__device__ inline void mma(float (&sums)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint32_t b0,
+                           uint32_t b1);
+#define TM_MMA(T, type)                                                                                           \
+  template <>                                                                                                     \
+  __device__ inline void mma<T>(float(&sums)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint32_t b0, \
+                                uint32_t b1) {                                                                    \
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32." type "." type                                           \
+                 ".f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"                           \
+                 : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3])                                     \
+                 : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));                                         \
+  }
+TM_MMA(uint16_t, "bf16")
+TM_MMA(Float16, "f16")
+#undef TM_MMA
 
 __device__ inline uint4 load_shared16(uint32_t address) {
   uint4 v;

@@ -79,6 +79,19 @@ __global__ void __launch_bounds__(kThreads) prepare_kernel(const PrepareArgs arg
   }
 }
 
+auto prepare_kernel_for(DType x, DType weight) {
+  if (x == DType::kF32) {
+    return weight == DType::kF32   ? prepare_kernel<float, float>
+           : weight == DType::kF16 ? prepare_kernel<float, Float16>
+                                   : prepare_kernel<float, uint16_t>;
+  }
+  TM_CHECK(x == weight || weight == DType::kF32);
+  if (x == DType::kF16) {
+    return weight == DType::kF32 ? prepare_kernel<Float16, float> : prepare_kernel<Float16, Float16>;
+  }
+  return weight == DType::kF32 ? prepare_kernel<uint16_t, float> : prepare_kernel<uint16_t, uint16_t>;
+}
+
 }  // namespace
 
 void CudaBackend::rms_norm(Matrix x, const Norm& norm, Matrix out) {
@@ -109,11 +122,8 @@ void CudaBackend::prepare_input(Matrix x, const Norm* norm, const CudaWeight& we
                          .eps = norm != nullptr ? norm->eps : 0.0f,
                          .out = out,
                          .out_stride = weight.stride};
-  const auto kernel = x.dtype == DType::kBF16
-                          ? weight.is_float ? prepare_kernel<uint16_t, float> : prepare_kernel<uint16_t, uint16_t>
-                      : weight.is_float ? prepare_kernel<float, float>
-                                        : prepare_kernel<float, uint16_t>;
-  launch_early("prepare_input", kernel, grid, kThreads, 0, stream(), early_launch_, args);
+  launch_early("prepare_input", prepare_kernel_for(x.dtype, weight.dtype), grid, kThreads, 0, stream(), early_launch_,
+               args);
 }
 
 }  // namespace tokenmill

@@ -1,5 +1,5 @@
-// pack(): weights to row-major bf16 or fp32 on the device. Quantised weights are dequantised and rounded to bf16, also
-// in mode kNative: kernels that read the formats themselves do not exist here yet.
+// pack(): weights to row-major bf16, fp16 or fp32 on the device. Quantised weights are dequantised and rounded to bf16
+// or fp16, also in mode kNative: kernels that read the formats themselves do not exist here yet.
 #include <algorithm>
 #include <atomic>
 #include <cerrno>
@@ -17,20 +17,25 @@ namespace tokenmill {
 namespace {
 
 bool is_finite_float(float value) { return (std::bit_cast<uint32_t>(value) & 0x7f800000u) != 0x7f800000u; }
-bool is_finite_bf16(uint16_t value) { return (value & 0x7f80u) != 0x7f80u; }
 
-// Four at a time: an exponent of all ones, and only that, carries into the (cleared) sign.
-bool are_finite_bf16(const uint16_t* values, int64_t count) {
+// bf16 or fp16 values four at a time: an exponent of all ones, and only that, carries into the (cleared) sign.
+bool are_finite(DType dtype, const uint16_t* values, int64_t count) {
+  const uint16_t exponent = dtype == DType::kF16 ? 0x7c00u : 0x7f80u, lowest = exponent & -exponent;
+  constexpr uint64_t kFour = 0x0001000100010001u;
   uint64_t signs = 0;
   int64_t i = 0;
   for (; i + 4 <= count; i += 4) {
     uint64_t four;
     std::memcpy(&four, values + i, sizeof(four));
-    signs |= (four & 0x7f807f807f807f80u) + 0x0080008000800080u;
+    signs |= (four & exponent * kFour) + lowest * kFour;
   }
-  bool finite = (signs & 0x8000800080008000u) == 0;
-  for (; i < count; ++i) finite &= is_finite_bf16(values[i]);
+  bool finite = (signs & 0x8000u * kFour) == 0;
+  for (; i < count; ++i) finite &= (values[i] & exponent) != exponent;
   return finite;
+}
+
+bool is_stored_as(WeightType type, DType dtype) {
+  return (dtype == DType::kBF16 && type == WeightType::kBF16) || (dtype == DType::kF16 && type == WeightType::kF16);
 }
 
 void check_parts(std::span<const RawTensor* const> parts, std::span<const float> bias) {
@@ -62,23 +67,21 @@ void check_parts(std::span<const RawTensor* const> parts, std::span<const float>
 }
 
 // A row as it is stored in the packed type; false if a value is NaN or infinite. values: scratch of k floats.
-bool pack_row(const RawTensor& part, const std::byte* source, bool is_float, float* values, std::byte* out) {
+bool pack_row(const RawTensor& part, const std::byte* source, DType dtype, float* values, std::byte* out) {
   const int64_t k = part.cols();
+  const bool is_float = dtype == DType::kF32;
   bool finite = true;
   auto* const halves = reinterpret_cast<uint16_t*>(out);
-  if (!is_float && part.type == WeightType::kBF16) {
+  if (is_stored_as(part.type, dtype)) {
     if (out != source) std::memcpy(out, source, part.row_bytes());
-    return are_finite_bf16(halves, k);
+    return are_finite(dtype, halves, k);
   }
   float* const floats = is_float ? reinterpret_cast<float*>(out) : values;
   dequantize_row(part.type, source, k, floats);
   for (int64_t i = 0; i < k; ++i) finite &= is_finite_float(floats[i]);
   if (is_float) return finite;
-  for (int64_t i = 0; i < k; ++i) {
-    halves[i] = f32_to_bf16(values[i]);
-    finite &= is_finite_bf16(halves[i]);  // also what overflows in rounding
-  }
-  return finite;
+  for (int64_t i = 0; i < k; ++i) halves[i] = dtype == DType::kF16 ? f32_to_f16(values[i]) : f32_to_bf16(values[i]);
+  return finite && are_finite(dtype, halves, k);  // also what overflows in rounding
 }
 
 // Rows as they are stored; false with errno where they cannot be read.
@@ -106,8 +109,8 @@ std::unique_ptr<Weight> CudaBackend::pack(std::span<const RawTensor* const> part
   weight->name = parts[0]->name;
   weight->k = parts[0]->cols();
   for (const RawTensor* part : parts) weight->n += part->rows();
-  weight->is_float = packing == Packing::kFloat32;
-  const int64_t size = weight->is_float ? 4 : 2, per_load = 16 / size;
+  weight->dtype = dtype_of(packing);
+  const auto size = static_cast<int64_t>(size_of(weight->dtype)), per_load = 16 / size;
   weight->stride = (weight->k + per_load - 1) / per_load * per_load;
   const size_t row_bytes = static_cast<size_t>(weight->stride * size);
   try {
@@ -127,7 +130,7 @@ std::unique_ptr<Weight> CudaBackend::pack(std::span<const RawTensor* const> part
   for (const RawTensor* part : parts) {
     std::atomic<int64_t> bad_row = std::numeric_limits<int64_t>::max();
     std::atomic<int> read_error = -1;  // an errno
-    const bool as_stored = !weight->is_float && part->type == WeightType::kBF16 && part->row_bytes() == row_bytes;
+    const bool as_stored = is_stored_as(part->type, weight->dtype) && part->row_bytes() == row_bytes;
     upload_->rows(part->rows(), row_bytes, target, [&](int64_t first, int64_t count, std::byte* out, int worker) {
       Scratch& scratch = scratches[static_cast<size_t>(worker)];
       scratch.values.resize(static_cast<size_t>(weight->k));
@@ -137,10 +140,10 @@ std::unique_ptr<Weight> CudaBackend::pack(std::span<const RawTensor* const> part
         read_error = errno;
         return;
       }
-      if (as_stored && are_finite_bf16(reinterpret_cast<const uint16_t*>(out), count * weight->k)) return;
+      if (as_stored && are_finite(weight->dtype, reinterpret_cast<const uint16_t*>(out), count * weight->k)) return;
       for (int64_t row = first; row < first + count; ++row, out += row_bytes, stored += part->row_bytes()) {
         std::memset(out + used, 0, row_bytes - used);
-        if (!pack_row(*part, stored, weight->is_float, scratch.values.data(), out)) lower_to(bad_row, row);
+        if (!pack_row(*part, stored, weight->dtype, scratch.values.data(), out)) lower_to(bad_row, row);
       }
     });
     if (read_error >= 0) {
@@ -152,7 +155,8 @@ std::unique_ptr<Weight> CudaBackend::pack(std::span<const RawTensor* const> part
       TM_CUDA(cudaStreamSynchronize(stream()));  // what is under way goes to memory that is about to be freed
       throw Error(ErrorKind::kValue, "Tensor " + part->name + " holds NaN or infinity in row " +
                                          std::to_string(bad_row.load()) +
-                                         ": the file is damaged, or its weights overflow.");
+                                         ": the file is damaged, or its weights overflow" +
+                                         (weight->dtype == DType::kF16 ? " float16; use dtype='bfloat16'." : "."));
     }
     target += static_cast<size_t>(part->rows()) * row_bytes;
   }

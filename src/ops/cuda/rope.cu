@@ -125,7 +125,7 @@ void CudaBackend::rope_kv_write(const RopeKvArgs& args) {
   const KvLayer& kv = args.kv;
   TM_CHECK(args.qkv.rows == plan.num_tokens && args.qkv.dtype == DType::kF32);
   TM_CHECK(args.qkv.cols == int64_t{args.q_heads + 2 * kv.kv_heads} * kv.head_dim);
-  TM_CHECK(kv.page_size == 1 << plan.page_shift && (kv.dtype == DType::kF32 || kv.dtype == DType::kBF16));
+  TM_CHECK(kv.page_size == 1 << plan.page_shift && kv.dtype != DType::kI32);
   TM_CHECK(kv.block_bytes >= cuda_kv_block_bytes(kv.kv_heads, kv.head_dim, kv.page_size, kv.dtype));
   TM_CHECK(args.rope == nullptr || (2 * args.rope->cos.cols <= kv.head_dim && args.rope->cos.rows == args.qkv.rows));
   const std::vector<int32_t>& slots = kv.group == KvGroup::kWindow ? plan.window_slots : plan.slots;
@@ -163,8 +163,10 @@ void CudaBackend::rope_kv_write(const RopeKvArgs& args) {
                         .page_shift = plan.page_shift};
   const unsigned pieces = static_cast<unsigned>(std::max(1, (args.q_heads + 2 * kv.kv_heads + 7) / 8));
   const dim3 grid(static_cast<unsigned>(args.qkv.rows), pieces);
-  launch_early("rope_kv_write", kv.dtype == DType::kF32 ? rope_kv_write_kernel<float> : rope_kv_write_kernel<uint16_t>,
-               grid, 256, 0, stream(), early_launch_, kernel);
+  const auto write = kv.dtype == DType::kF32   ? rope_kv_write_kernel<float>
+                     : kv.dtype == DType::kF16 ? rope_kv_write_kernel<Float16>
+                                               : rope_kv_write_kernel<uint16_t>;
+  launch_early("rope_kv_write", write, grid, 256, 0, stream(), early_launch_, kernel);
 }
 
 }  // namespace tokenmill

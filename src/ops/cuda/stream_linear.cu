@@ -1,7 +1,7 @@
 // One block a multiprocessor, each with tiles of 16 weight rows (gated: 8 of gate and 8 of up) of its own. One thread
-// keeps a ring of stages filled by tensor copies: weights [16][kPiece], and of a bf16 input [rows][kPiece] beside them.
-// Eight warps multiply, weights as the 16-row operand and up to eight input rows as the other, every warp a part of the
-// stage's K; their sums meet in shared memory at the end of a tile.
+// keeps a ring of stages filled by tensor copies: weights [16][kPiece], and of a 16-bit input [rows][kPiece] beside
+// them. Eight warps multiply, weights as the 16-row operand and up to eight input rows as the other, every warp a part
+// of the stage's K; their sums meet in shared memory at the end of a tile.
 //
 // The next kernel's blocks come as soon as there is room, and fill their ring before this one has ended. What was
 // slower: letting them come only when the last weights are under way; rings so small that two such blocks fit one
@@ -31,10 +31,10 @@ constexpr int kStagesMax = 16;
 // little enough for a block of attention's beside it.
 constexpr size_t kSharedBytes = size_t{154} << 10;
 
-enum class Input { kBF16, kFloat, kNormed };
+enum class Input { kRounded, kFloat, kNormed };
 
 struct StreamArgs {
-  CUtensorMap weight, second, x;  // boxes [rows][kPiece / 64][64]; x: kBF16 only
+  CUtensorMap weight, second, x;  // boxes [rows][kPiece / 64][64]; x: kRounded only
   const float *bias, *second_bias;
   const float* x_float;
   int64_t x_stride;
@@ -44,7 +44,7 @@ struct StreamArgs {
   bool add;
   Activation activation;
   float* out;
-  uint16_t* out_bf16;
+  uint16_t* out_half;
   int64_t out_stride;
   int stages, stage_bytes;
 };
@@ -62,7 +62,7 @@ __device__ void fill_ring(const StreamArgs& args, uint32_t ring, uint32_t full, 
   const uint64_t once = evict_first_policy(), often = evict_last_policy();
   const int own = static_cast<int>(blockIdx.x) < tiles ? (tiles - 1 - blockIdx.x) / gridDim.x + 1 : 0;
   const int total = own * pieces, first = min(args.stages, total);
-  const uint32_t bytes = kWeightBytes + (kInput == Input::kBF16 ? args.rows * kPiece * 2 : 0);
+  const uint32_t bytes = kWeightBytes + (kInput == Input::kRounded ? args.rows * kPiece * 2 : 0);
   const auto copy_weights = [&](int i, int stage) {
     const int tile = blockIdx.x + i / pieces * gridDim.x, piece = i % pieces * kMapPieces;
     const uint32_t target = ring + stage * args.stage_bytes, barrier = full + 8 * stage;
@@ -75,13 +75,13 @@ __device__ void fill_ring(const StreamArgs& args, uint32_t ring, uint32_t full, 
     }
   };
   const auto copy_input = [&](int i, int stage) {
-    if constexpr (kInput == Input::kBF16) {
+    if constexpr (kInput == Input::kRounded) {
       copy_box(ring + stage * args.stage_bytes + kWeightBytes, &args.x, i % pieces * kMapPieces, 0, full + 8 * stage,
                often);
     }
   };
   for (int i = 0; i < first; ++i) copy_weights(i, i);
-  if constexpr (kInput == Input::kBF16) wait_for_previous();
+  if constexpr (kInput == Input::kRounded) wait_for_previous();
   for (int i = 0; i < first; ++i) copy_input(i, i);
   int stage = 0, parity = 0;
   for (int i = first; i < total; ++i) {
@@ -98,7 +98,7 @@ __device__ void fill_ring(const StreamArgs& args, uint32_t ring, uint32_t full, 
 __device__ inline float squares(float4 v) { return v.x * v.x + v.y * v.y + v.z * v.z + v.w * v.w; }
 
 // Waits for the fp32 input; puts it, normed where asked, rounded into shared memory.
-template <Input kInput>
+template <class T, Input kInput>
 __device__ void round_input(const StreamArgs& args, uint8_t* target) {
   constexpr int kHeld = kStreamFloatColsMax / 4 / kThreads, kRows = kStreamFloatRowsMax;
   __shared__ float sums[kRows][kWarps];
@@ -151,15 +151,15 @@ __device__ void round_input(const StreamArgs& args, uint8_t* target) {
         const float4 w = weights[u];
         v = {v.x * scale * w.x, v.y * scale * w.y, v.z * scale * w.z, v.w * scale * w.w};
       }
-      *reinterpret_cast<uint2*>(target + m * float_row_bytes(args.k) + i * 8) = {bf16_pair(v.x, v.y),
-                                                                                 bf16_pair(v.z, v.w)};
+      *reinterpret_cast<uint2*>(target + m * float_row_bytes(args.k) + i * 8) = {pair_of<T>(v.x, v.y),
+                                                                                 pair_of<T>(v.z, v.w)};
     }
   }
   sync_multipliers();
 }
 
 // Adds the warps' sums [warp][row][16], and writes the tile.
-template <int kBlocks, bool kGated>
+template <class T, int kBlocks, bool kGated>
 __device__ void finish_tile(const StreamArgs& args, int tile, const float* sums) {
   constexpr int kCells = kTileRows * 8 * kBlocks;
   const int cells = kTileRows * args.rows;
@@ -177,15 +177,15 @@ __device__ void finish_tile(const StreamArgs& args, int tile, const float* sums)
       float up = __shfl_down_sync(0xffffffffu, value, 8);  // of the same input row
       const int col = tile * 8 + i;
       if (cell >= cells || i >= 8 || col >= args.n) continue;
-      if (args.out_bf16 != nullptr) {  // as products of more rows are
-        value = rounded_to_bf16(value);
-        up = rounded_to_bf16(up);
+      if (args.out_half != nullptr) {  // as products of more rows are
+        value = rounded_to<T>(value);
+        up = rounded_to<T>(up);
       }
       if (args.bias != nullptr) value += args.bias[col];
       if (args.second_bias != nullptr) up += args.second_bias[col];
       value = activate(args.activation, value) * up;
-      if (args.out_bf16 != nullptr) {
-        args.out_bf16[row * args.out_stride + col] = to_bf16(value);
+      if (args.out_half != nullptr) {
+        reinterpret_cast<T*>(args.out_half)[row * args.out_stride + col] = from_float<T>(value);
       } else {
         args.out[row * args.out_stride + col] = value;
       }
@@ -202,7 +202,7 @@ __device__ void finish_tile(const StreamArgs& args, int tile, const float* sums)
 #endif  // __CUDA_ARCH__ >= 900
 
 // kBlocks blocks of eight input rows.
-template <int kBlocks, int kPiece, bool kGated, Input kInput>
+template <class T, int kBlocks, int kPiece, bool kGated, Input kInput>
 __global__ void __launch_bounds__(kThreads + 32) stream_kernel(const __grid_constant__ StreamArgs args) {
 #if __CUDA_ARCH__ >= 900
   constexpr int kWeightBytes = kTileRows * kPiece * 2, kRowBytes = kPiece * 2;
@@ -227,11 +227,11 @@ __global__ void __launch_bounds__(kThreads + 32) stream_kernel(const __grid_cons
   }
   uint8_t* const input = shared + args.stages * args.stage_bytes;
   const int input_row = float_row_bytes(args.k);
-  float* const sums = reinterpret_cast<float*>(input + (kInput == Input::kBF16 ? 0 : args.rows * input_row));
-  if constexpr (kInput == Input::kBF16) {
+  float* const sums = reinterpret_cast<float*>(input + (kInput == Input::kRounded ? 0 : args.rows * input_row));
+  if constexpr (kInput == Input::kRounded) {
     wait_for_previous();
   } else {
-    round_input<kInput>(args, input);
+    round_input<T, kInput>(args, input);
   }
 
   const int g = lane / 4, t = lane % 4;
@@ -242,7 +242,7 @@ __global__ void __launch_bounds__(kThreads + 32) stream_kernel(const __grid_cons
       const int steps = min(kPiece, args.k - piece * kPiece) / 32;
       wait_barrier(full + 8 * stage, parity);
       const uint32_t a_row = ring + stage * args.stage_bytes + g * kRowBytes;
-      const uint32_t b_row = kInput == Input::kBF16
+      const uint32_t b_row = kInput == Input::kRounded
                                  ? a_row + kWeightBytes
                                  : shared_address(input) + g * input_row + piece * kPiece * 2 + t * 16;
 #pragma unroll 4
@@ -255,11 +255,11 @@ __global__ void __launch_bounds__(kThreads + 32) stream_kernel(const __grid_cons
         for (int block = 0; block < kBlocks; ++block) {
           uint4 x{};
           if (block * 8 + g < args.rows) {
-            x = load_shared16(kInput == Input::kBF16 ? b_row + block * 8 * kRowBytes + at
-                                                     : b_row + block * 8 * input_row + step * 64);
+            x = load_shared16(kInput == Input::kRounded ? b_row + block * 8 * kRowBytes + at
+                                                        : b_row + block * 8 * input_row + step * 64);
           }
-          mma_bf16(own[block], low.x, high.x, low.y, high.y, x.x, x.y);
-          mma_bf16(own[block], low.z, high.z, low.w, high.w, x.z, x.w);
+          mma<T>(own[block], low.x, high.x, low.y, high.y, x.x, x.y);
+          mma<T>(own[block], low.z, high.z, low.w, high.w, x.z, x.w);
         }
       }
       __syncwarp();
@@ -278,7 +278,7 @@ __global__ void __launch_bounds__(kThreads + 32) stream_kernel(const __grid_cons
       target[kTileRows + 8] = own[block][3];
     }
     sync_multipliers();
-    finish_tile<kBlocks, kGated>(args, tile, sums);
+    finish_tile<T, kBlocks, kGated>(args, tile, sums);
     sync_multipliers();
   }
 #endif
@@ -303,14 +303,14 @@ Layout layout_of(const StreamProduct& product, int blocks, int piece) {
   return layout;
 }
 
-template <int kBlocks, int kPiece, bool kGated, Input kInput>
+template <class T, int kBlocks, int kPiece, bool kGated, Input kInput>
 void launch(const StreamProduct& product, int num_sms, cudaStream_t stream) {
   const Layout layout = layout_of(product, kBlocks, kPiece);
   const int rows = kGated ? 8 : kTileRows;
   StreamArgs args{};
   args.weight = pieces_map(product.weight, product.n, product.k, product.k, rows, kPiece / 64);
   if (kGated) args.second = pieces_map(product.second, product.n, product.k, product.k, rows, kPiece / 64);
-  if (kInput == Input::kBF16) {
+  if (kInput == Input::kRounded) {
     args.x = pieces_map(product.x, product.rows, product.k, product.x_stride, product.rows, kPiece / 64);
   } else {
     args.x_float = static_cast<const float*>(product.x);
@@ -326,24 +326,24 @@ void launch(const StreamProduct& product, int num_sms, cudaStream_t stream) {
   args.add = product.add;
   args.activation = product.activation;
   args.out = product.out;
-  args.out_bf16 = product.out_bf16;
+  args.out_half = product.out_half;
   args.out_stride = product.out_stride;
   args.stages = layout.stages;
   args.stage_bytes = layout.stage_bytes;
-  const auto kernel = stream_kernel<kBlocks, kPiece, kGated, kInput>;
+  const auto kernel = stream_kernel<T, kBlocks, kPiece, kGated, kInput>;
   TM_CUDA(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(layout.bytes)));
   launch_early<StreamArgs>("stream_linear", kernel, dim3(static_cast<unsigned>(num_sms)), dim3(kThreads + 32),
                            layout.bytes, stream, true, args);
 }
 
-template <bool kGated>
+template <class T, bool kGated>
 void launch(const StreamProduct& product, int num_sms, cudaStream_t stream) {
   if (product.x_float && product.norm != nullptr)
-    return launch<1, 512, kGated, Input::kNormed>(product, num_sms, stream);
-  if (product.x_float) return launch<1, 512, kGated, Input::kFloat>(product, num_sms, stream);
-  if (product.rows <= 8) return launch<1, 512, kGated, Input::kBF16>(product, num_sms, stream);
-  if (product.rows <= 16) return launch<2, 512, kGated, Input::kBF16>(product, num_sms, stream);
-  launch<4, 256, kGated, Input::kBF16>(product, num_sms, stream);
+    return launch<T, 1, 512, kGated, Input::kNormed>(product, num_sms, stream);
+  if (product.x_float) return launch<T, 1, 512, kGated, Input::kFloat>(product, num_sms, stream);
+  if (product.rows <= 8) return launch<T, 1, 512, kGated, Input::kRounded>(product, num_sms, stream);
+  if (product.rows <= 16) return launch<T, 2, 512, kGated, Input::kRounded>(product, num_sms, stream);
+  launch<T, 4, 256, kGated, Input::kRounded>(product, num_sms, stream);
 }
 
 bool is_aligned(const void* pointer) { return reinterpret_cast<uintptr_t>(pointer) % 16 == 0; }
@@ -351,7 +351,8 @@ bool is_aligned(const void* pointer) { return reinterpret_cast<uintptr_t>(pointe
 }  // namespace
 
 bool can_stream(const StreamProduct& product) {
-  static const bool is_built = has_body(reinterpret_cast<const void*>(stream_kernel<1, 512, false, Input::kBF16>));
+  static const bool is_built =
+      has_body(reinterpret_cast<const void*>(stream_kernel<uint16_t, 1, 512, false, Input::kRounded>));
   if (!is_built) return false;
   if (product.rows > kStreamRowsMax || product.k % 64 != 0 || product.n >= (int64_t{1} << 31)) return false;
   if (!is_aligned(product.x)) return false;
@@ -362,8 +363,11 @@ bool can_stream(const StreamProduct& product) {
 
 void launch_stream_product(const StreamProduct& product, int num_sms, cudaStream_t stream) {
   TM_CHECK(product.rows >= 1 && can_stream(product));
-  if (product.second != nullptr) return launch<true>(product, num_sms, stream);
-  launch<false>(product, num_sms, stream);
+  const bool is_f16 = product.dtype == DType::kF16;
+  const auto run = product.second != nullptr ? is_f16 ? launch<Float16, true> : launch<uint16_t, true>
+                   : is_f16 ? launch<Float16, false>
+                                             : launch<uint16_t, false>;
+  run(product, num_sms, stream);
 }
 
 }  // namespace tokenmill

@@ -1,4 +1,4 @@
-// Products of few rows at the speed at which the weights can be read: sm_90 and later, bf16 weights.
+// Products of few rows at the speed at which the weights can be read: sm_90 and later, bf16 or fp16 weights.
 #pragma once
 
 #include "ops/backend.h"
@@ -12,11 +12,11 @@ constexpr int kStreamFloatRowsMax = 4;
 constexpr int64_t kStreamFloatColsMax = 4096;
 
 struct StreamProduct {
-  const uint16_t *weight, *second;  // second: up of a gated pair, or null
+  const uint16_t *weight, *second;  // of dtype; second: up of a gated pair, or null
   const float *bias, *second_bias;
   int64_t n, k;
   int rows;
-  const void* x;  // bf16, or fp32
+  const void* x;  // of dtype, or fp32
   bool x_float;
   int64_t x_stride;
   const float* norm;  // x_float only; null: none
@@ -24,8 +24,9 @@ struct StreamProduct {
   bool add;
   Activation activation;
   float* out;
-  uint16_t* out_bf16;  // instead of out, unless null
+  uint16_t* out_half;  // instead of out, unless null; of dtype
   int64_t out_stride;
+  DType dtype;  // kBF16 or kF16
 };
 
 bool can_stream(const StreamProduct& product);

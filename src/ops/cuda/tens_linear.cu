@@ -39,13 +39,14 @@ struct TensArgs {
   bool add;
   Activation activation;
   float* out;
-  uint16_t* out_bf16;
+  uint16_t* out_half;
   int64_t out_stride;
 };
 
 // kTokens rows of input, kCols weight rows (gated: of each), kPieces times 64 of K a stage.
-template <int kTokensIn, int kColsIn, bool kGatedIn>
+template <class T, int kTokensIn, int kColsIn, bool kGatedIn>
 struct Shape {
+  using Value = T;  // of weights and input
   static constexpr int kTokens = kTokensIn, kCols = kColsIn;
   static constexpr bool kGated = kGatedIn;
   static constexpr int kPieces = kGated && kCols > 64 ? 1 : 2;
@@ -101,6 +102,7 @@ struct Filler {
 template <class S>
 __device__ void write_tile(const TensArgs& args, int tile, const float (&first)[S::kCols / 2],
                            const float (&second)[S::kGated ? S::kCols / 2 : 8]) {
+  using T = typename S::Value;
   const int row0 = threadIdx.x / 32 * 16 + threadIdx.x % 32 / 4, col0 = tile * S::kCols + threadIdx.x % 4 * 2;
 #pragma unroll
   for (int n = 0; n < S::kCols / 8; ++n) {
@@ -115,16 +117,16 @@ __device__ void write_tile(const TensArgs& args, int tile, const float (&first)[
       const int64_t at = row * args.out_stride + col;
       if constexpr (S::kGated) {
         float2 up = {second[n * 4 + half * 2], second[n * 4 + half * 2 + 1]};
-        if (args.out_bf16 != nullptr) {  // as products of more rows are
-          v = {rounded_to_bf16(v.x), rounded_to_bf16(v.y)};
-          up = {rounded_to_bf16(up.x), rounded_to_bf16(up.y)};
+        if (args.out_half != nullptr) {  // as products of more rows are
+          v = {rounded_to<T>(v.x), rounded_to<T>(v.y)};
+          up = {rounded_to<T>(up.x), rounded_to<T>(up.y)};
         }
         if (args.second_bias != nullptr) {
           up = {up.x + args.second_bias[col], up.y + args.second_bias[col + 1]};
         }
         v = {activate(args.activation, v.x + bias.x) * up.x, activate(args.activation, v.y + bias.y) * up.y};
-        if (args.out_bf16 != nullptr) {
-          *reinterpret_cast<uint32_t*>(args.out_bf16 + at) = bf16_pair(v.x, v.y);
+        if (args.out_half != nullptr) {
+          *reinterpret_cast<uint32_t*>(args.out_half + at) = pair_of<T>(v.x, v.y);
           continue;
         }
       } else {
@@ -208,10 +210,11 @@ __global__ void __launch_bounds__(kThreads + 32, 1) tens_kernel(const __grid_con
 #pragma unroll
           for (int k = 0; k < 4; ++k) {
             const uint64_t x = descriptor(input + p * S::kTokens * 128 + k * 32, 16, 1024);
-            multiply_shared(first, x, descriptor(weights + p * 1024 + k * 32, 16, S::kPieces * 1024), 1);
+            multiply_shared<typename S::Value>(first, x, descriptor(weights + p * 1024 + k * 32, 16, S::kPieces * 1024),
+                                               1);
             if constexpr (S::kGated) {
               const uint32_t up = weights + S::kWeightBytes + p * 1024 + k * 32;
-              multiply_shared(second, x, descriptor(up, 16, S::kPieces * 1024), 1);
+              multiply_shared<typename S::Value>(second, x, descriptor(up, 16, S::kPieces * 1024), 1);
             }
           }
         }
@@ -254,8 +257,8 @@ cudaLaunchConfig_t config_of(cudaLaunchAttribute (&attributes)[2], int num_sms, 
 
 // Blocks that the device holds at a time; depends on how its multiprocessors hang together.
 int blocks_max(int num_sms) {
-  using S = Shape<64, 32, false>;    // all shapes are one block a multiprocessor
-  static std::atomic<int> known{0};  // of one kind of card
+  using S = Shape<uint16_t, 64, 32, false>;  // all shapes are one block a multiprocessor
+  static std::atomic<int> known{0};          // of one kind of card
   if (known == 0) {
     TM_CUDA(
         cudaFuncSetAttribute(tens_kernel<S>, cudaFuncAttributeMaxDynamicSharedMemorySize, S::kStages * S::kStageBytes));
@@ -282,7 +285,7 @@ void launch(const StreamProduct& product, int num_sms, cudaStream_t stream) {
   args.add = product.add;
   args.activation = product.activation;
   args.out = product.out;
-  args.out_bf16 = product.out_bf16;
+  args.out_half = product.out_half;
   args.out_stride = product.out_stride;
   const auto kernel = tens_kernel<S>;
   TM_CUDA(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, S::kStages * S::kStageBytes));
@@ -300,22 +303,22 @@ double cost(const StreamProduct& product, int cols, int tokens, int blocks) {
   return static_cast<double>(rounds) * (rows + 0.25 * tokens);
 }
 
-template <int kTokens>
+template <class T, int kTokens>
 void launch_best(const StreamProduct& product, int num_sms, cudaStream_t stream) {
   using Launch = void (*)(const StreamProduct&, int, cudaStream_t);
   struct Candidate {
     int cols;
     Launch launch;
   };
-  static constexpr Candidate kPlain[] = {{32, launch<Shape<kTokens, 32, false>>},
-                                         {48, launch<Shape<kTokens, 48, false>>},
-                                         {64, launch<Shape<kTokens, 64, false>>},
-                                         {96, launch<Shape<kTokens, 96, false>>},
-                                         {128, launch<Shape<kTokens, 128, false>>}};
-  static constexpr Candidate kGated[] = {{32, launch<Shape<kTokens, 32, true>>},
-                                         {48, launch<Shape<kTokens, 48, true>>},
-                                         {64, launch<Shape<kTokens, 64, true>>},
-                                         {112, launch<Shape<kTokens, 112, true>>}};
+  static constexpr Candidate kPlain[] = {{32, launch<Shape<T, kTokens, 32, false>>},
+                                         {48, launch<Shape<T, kTokens, 48, false>>},
+                                         {64, launch<Shape<T, kTokens, 64, false>>},
+                                         {96, launch<Shape<T, kTokens, 96, false>>},
+                                         {128, launch<Shape<T, kTokens, 128, false>>}};
+  static constexpr Candidate kGated[] = {{32, launch<Shape<T, kTokens, 32, true>>},
+                                         {48, launch<Shape<T, kTokens, 48, true>>},
+                                         {64, launch<Shape<T, kTokens, 64, true>>},
+                                         {112, launch<Shape<T, kTokens, 112, true>>}};
   const std::span<const Candidate> candidates =
       product.second != nullptr ? std::span<const Candidate>(kGated) : std::span<const Candidate>(kPlain);
   const int blocks = blocks_max(num_sms);
@@ -327,9 +330,9 @@ void launch_best(const StreamProduct& product, int num_sms, cudaStream_t stream)
 }  // namespace
 
 bool can_take_tens(const StreamProduct& product) {
-  static const bool is_built = has_body(reinterpret_cast<const void*>(tens_kernel<Shape<64, 32, false>>));
+  static const bool is_built = has_body(reinterpret_cast<const void*>(tens_kernel<Shape<uint16_t, 64, 32, false>>));
   if (!is_built || product.rows > kTensRowsMax || product.x_float || product.norm != nullptr) return false;
-  const void* const out = product.out != nullptr ? static_cast<const void*>(product.out) : product.out_bf16;
+  const void* const out = product.out != nullptr ? static_cast<const void*>(product.out) : product.out_half;
   const uintptr_t alignment = product.out != nullptr ? 8 : 4;
   return product.k % 64 == 0 && product.n % 8 == 0 && product.n < (int64_t{1} << 31) && product.x_stride % 8 == 0 &&
          reinterpret_cast<uintptr_t>(product.x) % 16 == 0 && product.out_stride % 2 == 0 &&
@@ -338,8 +341,11 @@ bool can_take_tens(const StreamProduct& product) {
 
 void launch_tens_product(const StreamProduct& product, int num_sms, cudaStream_t stream) {
   TM_CHECK(product.rows >= 1 && can_take_tens(product));
-  if (product.rows <= 32) return launch_best<32>(product, num_sms, stream);
-  launch_best<64>(product, num_sms, stream);
+  const bool is_f16 = product.dtype == DType::kF16;
+  const auto launch = product.rows <= 32 ? is_f16 ? launch_best<Float16, 32> : launch_best<uint16_t, 32>
+                      : is_f16 ? launch_best<Float16, 64>
+                                         : launch_best<uint16_t, 64>;
+  launch(product, num_sms, stream);
 }
 
 }  // namespace tokenmill

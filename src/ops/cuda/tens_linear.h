@@ -1,4 +1,4 @@
-// Products of tens of rows at the speed at which the weights can be read: sm_90a, bf16 weights and input.
+// Products of tens of rows at the speed at which the weights can be read: sm_90a, bf16 or fp16 weights and input.
 #pragma once
 
 #include "ops/cuda/stream_linear.h"

@@ -3,7 +3,7 @@
 // Rows of many queries: each of the eight warps has 16 (query, head) rows of its own and takes all keys of a tile.
 //
 // Keys and values come by asynchronous copies into a ring of tiles. Queries, keys, values and softmax weights are
-// bf16, scores, softmax and sums fp32.
+// bf16 or fp16 (T), scores, softmax and sums fp32.
 #include "ops/cuda/tensor_attention.h"
 
 #include <algorithm>
@@ -37,8 +37,9 @@ constexpr size_t many_shared_bytes(int stages) {
 }
 
 // What a block works on.
-template <int kDim, int kThreads>
+template <class T, int kDim, int kThreads>
 struct Work {
+  using Value = T;
   const TensorAttentionArgs& args;
   CudaAttentionItem item;
   PlanRow row;
@@ -100,8 +101,8 @@ struct Work {
   __device__ void put(int r, int d, float4 v, float scale) const {
     const int64_t at = query(r) * args.out_stride + int64_t{query_head(r)} * kDim + d;
     v = {v.x * scale, v.y * scale, v.z * scale, v.w * scale};
-    if (args.out_bf16 != nullptr) {
-      *reinterpret_cast<uint2*>(args.out_bf16 + at) = {bf16_pair(v.x, v.y), bf16_pair(v.z, v.w)};
+    if (args.out_half != nullptr) {
+      *reinterpret_cast<uint2*>(args.out_half + at) = {pair_of<T>(v.x, v.y), pair_of<T>(v.z, v.w)};
     } else {
       *reinterpret_cast<float4*>(args.out + at) = v;
     }
@@ -111,6 +112,7 @@ struct Work {
 // Rounded queries of `rows` rows in shared memory, zeros past the count.
 template <int kDim, class W>
 __device__ void load_queries(const W& work, uint8_t* target, int rows) {
+  using T = typename W::Value;
   for (int i = threadIdx.x; i < rows * kDim / 4; i += blockDim.x) {
     const int r = i / (kDim / 4), d = i % (kDim / 4) * 4;
     float4 v{};
@@ -118,8 +120,8 @@ __device__ void load_queries(const W& work, uint8_t* target, int rows) {
       const float* const q = work.args.q + work.query(r) * work.args.q_stride + work.query_head(r) * kDim + d;
       v = __ldcg(reinterpret_cast<const float4*>(q));
     }
-    *reinterpret_cast<uint2*>(target + swizzled<kDim>(r, d / 8) + d % 8 * 2) = {bf16_pair(v.x, v.y),
-                                                                                bf16_pair(v.z, v.w)};
+    *reinterpret_cast<uint2*>(target + swizzled<kDim>(r, d / 8) + d % 8 * 2) = {pair_of<T>(v.x, v.y),
+                                                                                pair_of<T>(v.z, v.w)};
   }
 }
 
@@ -127,20 +129,21 @@ __device__ void load_queries(const W& work, uint8_t* target, int rows) {
 struct RotatedPairs {
   uint32_t low, high;
 };
-template <int kDim>
+template <class T, int kDim>
 __device__ RotatedPairs rotate(const float* head, const float* cos, const float* sin, int d) {
   const float2 a = __ldcg(reinterpret_cast<const float2*>(head + d));
   const float2 b = __ldcg(reinterpret_cast<const float2*>(head + d + kDim / 2));
   const float2 c = __ldcg(reinterpret_cast<const float2*>(cos + d)),
                s = __ldcg(reinterpret_cast<const float2*>(sin + d));
-  return {bf16_pair(a.x * c.x - b.x * s.x, a.y * c.y - b.y * s.y),
-          bf16_pair(b.x * c.x + a.x * s.x, b.y * c.y + a.y * s.y)};
+  return {pair_of<T>(a.x * c.x - b.x * s.x, a.y * c.y - b.y * s.y),
+          pair_of<T>(b.x * c.x + a.x * s.x, b.y * c.y + a.y * s.y)};
 }
 
 // load_queries() of a row of one query that is not rotated yet. The block that has its position among its keys also
 // writes its key and value, to the cache and, where the tile has been fetched without them, to shared memory.
 template <int kDim, class W>
 __device__ void rotate_and_write(const W& work, uint8_t* queries, uint8_t* ring, int fetched) {
+  using T = typename W::Value;
   const TensorAttentionArgs& args = work.args;
   const float* const qkv = args.q + work.row.token_begin * args.q_stride;
   const float* const cos = args.cos + work.row.token_begin * args.rope_stride;
@@ -149,7 +152,7 @@ __device__ void rotate_and_write(const W& work, uint8_t* queries, uint8_t* ring,
   for (int i = tid; i < 16 * (kDim / 4); i += threads) {
     const int r = i / (kDim / 4), d = i % (kDim / 4) * 2;
     RotatedPairs pairs{};
-    if (r < work.count) pairs = rotate<kDim>(qkv + (work.head * args.group + r) * kDim, cos, sin, d);
+    if (r < work.count) pairs = rotate<T, kDim>(qkv + (work.head * args.group + r) * kDim, cos, sin, d);
     *reinterpret_cast<uint32_t*>(queries + swizzled<kDim>(r, d / 8) + d % 8 * 2) = pairs.low;
     *reinterpret_cast<uint32_t*>(queries + swizzled<kDim>(r, (d + kDim / 2) / 8) + d % 8 * 2) = pairs.high;
   }
@@ -161,7 +164,7 @@ __device__ void rotate_and_write(const W& work, uint8_t* queries, uint8_t* ring,
   uint8_t* const values = keys + kTile * kDim * 2;
   if (tid < kDim / 4) {
     const int d = tid * 2;
-    const RotatedPairs pairs = rotate<kDim>(qkv + (args.q_heads + work.head) * kDim, cos, sin, d);
+    const RotatedPairs pairs = rotate<T, kDim>(qkv + (args.q_heads + work.head) * kDim, cos, sin, d);
     *reinterpret_cast<uint32_t*>(target + d * 2) = pairs.low;
     *reinterpret_cast<uint32_t*>(target + d * 2 + kDim) = pairs.high;
     if (is_fetched) {
@@ -172,7 +175,7 @@ __device__ void rotate_and_write(const W& work, uint8_t* queries, uint8_t* ring,
     const int d = (tid - 64) * 4;
     const float* const v = qkv + (args.q_heads + args.kv_heads + work.head) * kDim + d;
     const float4 value = __ldcg(reinterpret_cast<const float4*>(v));
-    const uint2 bits = {bf16_pair(value.x, value.y), bf16_pair(value.z, value.w)};
+    const uint2 bits = {pair_of<T>(value.x, value.y), pair_of<T>(value.z, value.w)};
     *reinterpret_cast<uint2*>(target + work.value_offset() + d * 2) = bits;
     if (is_fetched) *reinterpret_cast<uint2*>(values + swizzled<kDim>(slot, d / 8) + d % 8 * 2) = bits;
   }
@@ -196,6 +199,7 @@ struct RowSums {
 template <int kDim, int kKeys, class W>
 __device__ void attend_tile(const W& work, const uint32_t (&q)[kDim / 16][4], int tile, int row_base, int key_base,
                             RowSums<kDim>& state) {
+  using T = typename W::Value;
   const TensorAttentionArgs& args = work.args;
   const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
   const uint32_t keys = work.stage(tile), values = keys + kTile * kDim * 2;
@@ -206,8 +210,8 @@ __device__ void attend_tile(const W& work, const uint32_t (&q)[kDim / 16][4], in
     for (int n = 0; n < kKeys / 16; ++n) {
       uint32_t b[4];  // keys 0-7: dims low, high; keys 8-15: dims low, high
       load_matrices(b, keys + swizzled<kDim>(key_base + n * 16 + lane % 8 + lane / 16 * 8, 2 * k + lane / 8 % 2));
-      mma_bf16(scores[2 * n], q[k][0], q[k][1], q[k][2], q[k][3], b[0], b[1]);
-      mma_bf16(scores[2 * n + 1], q[k][0], q[k][1], q[k][2], q[k][3], b[2], b[3]);
+      mma<T>(scores[2 * n], q[k][0], q[k][1], q[k][2], q[k][3], b[0], b[1]);
+      mma<T>(scores[2 * n + 1], q[k][0], q[k][1], q[k][2], q[k][3], b[2], b[3]);
     }
   }
   const int first_key = work.begin + tile * kTile + key_base;
@@ -257,14 +261,14 @@ __device__ void attend_tile(const W& work, const uint32_t (&q)[kDim / 16][4], in
   for (int k = 0; k < kKeys / 16; ++k) {
     const auto& low = scores[2 * k];
     const auto& high = scores[2 * k + 1];
-    const uint32_t a0 = bf16_pair(low[0], low[1]), a1 = bf16_pair(low[2], low[3]);
-    const uint32_t a2 = bf16_pair(high[0], high[1]), a3 = bf16_pair(high[2], high[3]);
+    const uint32_t a0 = pair_of<T>(low[0], low[1]), a1 = pair_of<T>(low[2], low[3]);
+    const uint32_t a2 = pair_of<T>(high[0], high[1]), a3 = pair_of<T>(high[2], high[3]);
 #pragma unroll
     for (int n = 0; n < kDim / 16; ++n) {
       uint32_t b[4];  // dims 0-7: keys low, high; dims 8-15: keys low, high
       load_matrices_transposed(b, values + swizzled<kDim>(key_base + k * 16 + lane % 16, 2 * n + lane / 16));
-      mma_bf16(state.sums[2 * n], a0, a1, a2, a3, b[0], b[1]);
-      mma_bf16(state.sums[2 * n + 1], a0, a1, a2, a3, b[2], b[3]);
+      mma<T>(state.sums[2 * n], a0, a1, a2, a3, b[0], b[1]);
+      mma<T>(state.sums[2 * n + 1], a0, a1, a2, a3, b[2], b[3]);
     }
   }
 }
@@ -326,14 +330,14 @@ __device__ void merge_splits(const W& work, const float* partials) {
   }
 }
 
-template <int kDim, bool kRotate>
+template <class T, int kDim, bool kRotate>
 __global__ void __launch_bounds__(32 * kFewWarps) few_rows_kernel(const TensorAttentionArgs args) {
   extern __shared__ __align__(128) uint8_t shared[];
   __shared__ float peaks[kFewWarps][16], totals[kFewWarps][16];
   __shared__ bool is_last;
   uint8_t* const ring = shared + 16 * kDim * 2;
   let_next_start();
-  const Work<kDim, 32 * kFewWarps> work(args, shared_address(ring), kTensorFewRows);
+  const Work<T, kDim, 32 * kFewWarps> work(args, shared_address(ring), kTensorFewRows);
   if (work.item.num_splits == 0) return wait_for_previous();
   // What the cache held before this step is fetched while the kernel before this one still runs.
   const int fetched = min(work.tiles, args.stages);
@@ -418,11 +422,11 @@ __global__ void __launch_bounds__(32 * kFewWarps) few_rows_kernel(const TensorAt
   if (is_last) merge_splits<kDim>(work, partials);
 }
 
-template <int kDim>
+template <class T, int kDim>
 __global__ void __launch_bounds__(32 * kManyWarps, 1) many_rows_kernel(const TensorAttentionArgs args) {
   extern __shared__ __align__(128) uint8_t shared[];
   let_next_start();
-  const Work<kDim, 32 * kManyWarps> work(args, shared_address(shared + kTensorManyRows * kDim * 2), kTensorManyRows);
+  const Work<T, kDim, 32 * kManyWarps> work(args, shared_address(shared + kTensorManyRows * kDim * 2), kTensorManyRows);
   wait_for_previous();
   for (int tile = 0; tile < min(work.tiles, args.stages); ++tile) {
     work.fetch(tile, 0, kAll);
@@ -455,8 +459,8 @@ __global__ void __launch_bounds__(32 * kManyWarps, 1) many_rows_kernel(const Ten
 #pragma unroll
     for (int n = 0; n < kDim / 8; ++n) {
       const float a = state.sums[n][half * 2] * inverse, b = state.sums[n][half * 2 + 1] * inverse;
-      if (args.out_bf16 != nullptr) {
-        *reinterpret_cast<uint32_t*>(args.out_bf16 + at + n * 8) = bf16_pair(a, b);
+      if (args.out_half != nullptr) {
+        *reinterpret_cast<uint32_t*>(args.out_half + at + n * 8) = pair_of<T>(a, b);
       } else {
         *reinterpret_cast<float2*>(args.out + at + n * 8) = {a, b};
       }
@@ -471,29 +475,36 @@ void launch(const char* name, void (*kernel)(TensorAttentionArgs), int warps, si
   launch_early(name, kernel, grid, dim3(static_cast<unsigned>(32 * warps)), bytes, stream, early, args);
 }
 
+template <class T, int kDim>
+void launch_few(const TensorAttentionArgs& args, int num_items, cudaStream_t stream, bool early) {
+  launch("attention", args.cos != nullptr ? few_rows_kernel<T, kDim, true> : few_rows_kernel<T, kDim, false>, kFewWarps,
+         few_shared_bytes<kDim>(args.stages), args, num_items, stream, early);
+}
+
+template <class T, int kDim>
+void launch_many(const TensorAttentionArgs& args, int num_items, cudaStream_t stream, bool early) {
+  launch("attention", many_rows_kernel<T, kDim>, kManyWarps, many_shared_bytes<kDim>(args.stages), args, num_items,
+         stream, early);
+}
+
+// The instance for the arguments' type and head size.
+using Launch = void (*)(const TensorAttentionArgs&, int, cudaStream_t, bool);
+Launch choose(const TensorAttentionArgs& args, Launch bf16_64, Launch bf16_128, Launch f16_64, Launch f16_128) {
+  TM_CHECK(args.head_dim == 64 || args.head_dim == 128);
+  if (args.dtype == DType::kF16) return args.head_dim == 64 ? f16_64 : f16_128;
+  return args.head_dim == 64 ? bf16_64 : bf16_128;
+}
+
 }  // namespace
 
 void launch_few_row_attention(const TensorAttentionArgs& args, int num_items, cudaStream_t stream, bool early) {
-  const bool rotate = args.cos != nullptr;
-  if (args.head_dim == 64) {
-    launch("attention", rotate ? few_rows_kernel<64, true> : few_rows_kernel<64, false>, kFewWarps,
-           few_shared_bytes<64>(args.stages), args, num_items, stream, early);
-  } else {
-    TM_CHECK(args.head_dim == 128);
-    launch("attention", rotate ? few_rows_kernel<128, true> : few_rows_kernel<128, false>, kFewWarps,
-           few_shared_bytes<128>(args.stages), args, num_items, stream, early);
-  }
+  choose(args, launch_few<uint16_t, 64>, launch_few<uint16_t, 128>, launch_few<Float16, 64>, launch_few<Float16, 128>)(
+      args, num_items, stream, early);
 }
 
 void launch_many_row_attention(const TensorAttentionArgs& args, int num_items, cudaStream_t stream, bool early) {
-  if (args.head_dim == 64) {
-    launch("attention", many_rows_kernel<64>, kManyWarps, many_shared_bytes<64>(args.stages), args, num_items, stream,
-           early);
-  } else {
-    TM_CHECK(args.head_dim == 128);
-    launch("attention", many_rows_kernel<128>, kManyWarps, many_shared_bytes<128>(args.stages), args, num_items, stream,
-           early);
-  }
+  choose(args, launch_many<uint16_t, 64>, launch_many<uint16_t, 128>, launch_many<Float16, 64>,
+         launch_many<Float16, 128>)(args, num_items, stream, early);
 }
 
 }  // namespace tokenmill

@@ -1,4 +1,5 @@
-// Paged attention on tensor cores: bf16 KV, heads of 64 or 128. attention.cu chooses between it and the plain kernel.
+// Paged attention on tensor cores: bf16 or fp16 KV, heads of 64 or 128. attention.cu chooses between it and the plain
+// kernel.
 #pragma once
 
 #include "ops/cuda/step_plan.h"
@@ -11,8 +12,9 @@ struct TensorAttentionArgs {
   const float* q;
   int64_t q_stride;
   float* out;
-  uint16_t* out_bf16;  // instead of out, unless null
+  uint16_t* out_half;  // instead of out, unless null; of dtype
   int64_t out_stride;
+  DType dtype;  // of the KV memory: kBF16 or kF16
   int group, q_heads, kv_heads, head_dim;
   std::byte* kv;
   int64_t block_bytes;
@@ -35,7 +37,7 @@ struct TensorAttentionArgs {
 inline int64_t tensor_partial_floats(int head_dim) { return kTensorFewRows * (head_dim + 2); }
 
 inline bool tensor_attention_supports(const KvLayer& kv, int32_t group) {
-  return kv.dtype == DType::kBF16 && (kv.head_dim == 64 || kv.head_dim == 128) && group <= kTensorFewRows;
+  return size_of(kv.dtype) == 2 && (kv.head_dim == 64 || kv.head_dim == 128) && group <= kTensorFewRows;
 }
 
 // Units of kTensorFewRows rows, with splits, and of kTensorManyRows, without.

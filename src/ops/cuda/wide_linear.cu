@@ -37,7 +37,7 @@ struct WideArgs {
   bool gated, add, aligned_out;
   Activation activation;
   float* out;
-  uint16_t* out_bf16;
+  uint16_t* out_half;
   int64_t out_stride;
   int stages;
 };
@@ -151,7 +151,7 @@ struct RingPlace {
 };
 
 // acc = a slice's products.
-template <class S>
+template <class T, class S>
 __device__ void multiply_slice(const WideArgs& args, float (&acc)[S::kTokens / 2], int pieces, uint32_t ring,
                                uint32_t full, uint32_t empty, RingPlace& at) {
   const int group = threadIdx.x / 128;
@@ -169,8 +169,8 @@ __device__ void multiply_slice(const WideArgs& args, float (&acc)[S::kTokens / 2
     for (int p = 0; p < S::kPieces; ++p) {  // beyond K's end both are zeros
 #pragma unroll
       for (int k = 0; k < 4; ++k) {
-        multiply_shared(acc, descriptor(weights + p * 1024 + k * 32, 16, S::kPieces * 1024),
-                        descriptor(input + p * S::kTokens * 128 + k * 32, 16, 1024), 1);
+        multiply_shared<T>(acc, descriptor(weights + p * 1024 + k * 32, 16, S::kPieces * 1024),
+                           descriptor(input + p * S::kTokens * 128 + k * 32, 16, 1024), 1);
       }
     }
     commit_products();
@@ -201,14 +201,15 @@ __device__ void put_sums(const float (&acc)[S::kTokens / 2], float* sums) {
 __device__ inline float4 plus(float4 a, float4 b) { return {a.x + b.x, a.y + b.y, a.z + b.z, a.w + b.w}; }
 __device__ inline float4 plus(float4 a, const float* b) { return {a.x + b[0], a.y + b[1], a.z + b[2], a.w + b[3]}; }
 
+template <class T>
 __device__ inline void write_four(const WideArgs& args, int64_t at, float4 v) {
-  if (args.out_bf16 != nullptr) {
-    const uint2 bits = {bf16_pair(v.x, v.y), bf16_pair(v.z, v.w)};
+  if (args.out_half != nullptr) {
+    const uint2 bits = {pair_of<T>(v.x, v.y), pair_of<T>(v.z, v.w)};
     if (args.aligned_out) {
-      *reinterpret_cast<uint2*>(args.out_bf16 + at) = bits;
+      *reinterpret_cast<uint2*>(args.out_half + at) = bits;
     } else {
 #pragma unroll
-      for (int i = 0; i < 4; ++i) args.out_bf16[at + i] = (i < 2 ? bits.x : bits.y) >> i % 2 * 16 & 0xffff;
+      for (int i = 0; i < 4; ++i) args.out_half[at + i] = (i < 2 ? bits.x : bits.y) >> i % 2 * 16 & 0xffff;
     }
     return;
   }
@@ -224,7 +225,7 @@ __device__ inline void write_four(const WideArgs& args, int64_t at, float4 v) {
 }
 
 // Adds the slices' sums and writes every kBlocks-th row of input. `load` gives four sums of a slice.
-template <class S, int kBlocks, class Load>
+template <class T, class S, int kBlocks, class Load>
 __device__ void finish_tile(const WideArgs& args, const Walk<S>& at, int rank, Load&& load) {
   const int outputs = args.gated ? S::kRows / 2 : S::kRows, quads = outputs / 4;
   const int tokens = min(S::kTokens, args.rows - at.first_token());
@@ -245,7 +246,7 @@ __device__ void finish_tile(const WideArgs& args, const Walk<S>& at, int rank, L
       v = load(token * S::kSumStride + quad);
       if (args.bias != nullptr) v = plus(v, args.bias + col);
     }
-    write_four(args, place, v);
+    write_four<T>(args, place, v);
   }
 }
 
@@ -256,7 +257,7 @@ __device__ void finish_tile(const WideArgs& args, const Walk<S>& at, int rank, L
 // again before the sums are overwritten. The machine code has both: MEMBAR.ALL.GPU before SYNCS.ARRIVE.TRANS64.RED, and
 // CCTL.IVALL after SYNCS.PHASECHK.TRANS64.TRYWAIT. __syncwarp() orders the warp's writes before the arriving lanes.
 // compute-sanitizer's racecheck (2025.3.1) reports hazards here all the same (docs/cuda.md).
-template <class S>
+template <class T, class S>
 __device__ void merge_tile(const WideArgs& args, const Walk<S>& at, const float (&acc)[S::kTokens / 2], float* sums,
                            uint32_t merge_full, uint32_t merge_empty, int round) {
   const int lane = threadIdx.x % 32, rank = blockIdx.x % kSlices;
@@ -269,7 +270,7 @@ __device__ void merge_tile(const WideArgs& args, const Walk<S>& at, const float 
   uint32_t places[kSlices];
 #pragma unroll
   for (int slice = 0; slice < kSlices; ++slice) places[slice] = cluster_address(own, slice);
-  finish_tile<S, kSlices>(args, at, rank, [&](int offset) {
+  finish_tile<T, S, kSlices>(args, at, rank, [&](int offset) {
     float4 parts[kSlices];
 #pragma unroll
     for (int slice = 0; slice < kSlices; ++slice) parts[slice] = load_there(places[slice] + offset * 4);
@@ -281,7 +282,7 @@ __device__ void merge_tile(const WideArgs& args, const Walk<S>& at, const float 
 
 #endif  // __CUDA_ARCH_FEAT_SM90_ALL
 
-template <class S>
+template <class T, class S>
 __global__ void __launch_bounds__(S::kThreads + 32, 1) wide_kernel(const __grid_constant__ WideArgs args) {
 #if __CUDA_ARCH_FEAT_SM90_ALL
   extern __shared__ __align__(1024) uint8_t shared[];
@@ -311,21 +312,21 @@ __global__ void __launch_bounds__(S::kThreads + 32, 1) wide_kernel(const __grid_
     for (int round = 0; at.tile < at.tiles; ++round, at.tile += at.step) {
       if constexpr (S::kClustered) {
         float acc[S::kTokens / 2];
-        multiply_slice<S>(args, acc, at.end - at.piece, ring, full, empty, place);
-        merge_tile<S>(args, at, acc, sums, merge_full, merge_empty, round);
+        multiply_slice<T, S>(args, acc, at.end - at.piece, ring, full, empty, place);
+        merge_tile<T, S>(args, at, acc, sums, merge_full, merge_empty, round);
       } else {
         float total[S::kTokens / 2];
         for (int slice = 0; slice < kSlices; ++slice) {
           float acc[S::kTokens / 2];
           at.enter(slice);
-          multiply_slice<S>(args, acc, at.end - at.piece, ring, full, empty, place);
+          multiply_slice<T, S>(args, acc, at.end - at.piece, ring, full, empty, place);
 #pragma unroll
           for (int i = 0; i < S::kTokens / 2; ++i) total[i] = slice == 0 ? acc[i] : total[i] + acc[i];
         }
         asm volatile("bar.sync 1, %0;" ::"n"(S::kThreads) : "memory");
         put_sums<S>(total, sums);
         asm volatile("bar.sync 1, %0;" ::"n"(S::kThreads) : "memory");
-        finish_tile<S, 1>(args, at, 0, [&](int offset) { return *reinterpret_cast<const float4*>(sums + offset); });
+        finish_tile<T, S, 1>(args, at, 0, [&](int offset) { return *reinterpret_cast<const float4*>(sums + offset); });
       }
     }
   }
@@ -334,18 +335,18 @@ __global__ void __launch_bounds__(S::kThreads + 32, 1) wide_kernel(const __grid_
 }
 
 // Clusters that the device holds at a time; depends on how its multiprocessors hang together.
-template <class S>
+template <class T, class S>
 int clusters_max(const cudaLaunchConfig_t& config, int num_sms) {
   static std::atomic<int> known{0};  // of one kind of card
   if (known == 0) {
     int found = 0;
-    TM_CUDA(cudaOccupancyMaxActiveClusters(&found, wide_kernel<S>, &config));
+    TM_CUDA(cudaOccupancyMaxActiveClusters(&found, wide_kernel<T, S>, &config));
     known = std::clamp(found, 1, num_sms / kSlices);
   }
   return known;
 }
 
-template <class S>
+template <class T, class S>
 void launch(const StreamProduct& product, int num_sms, cudaStream_t stream) {
   const bool gated = product.second != nullptr;
   const int groups_rows = gated ? 32 : 64;
@@ -362,17 +363,17 @@ void launch(const StreamProduct& product, int num_sms, cudaStream_t stream) {
   args.add = product.add;
   args.activation = product.activation;
   args.out = product.out;
-  args.out_bf16 = product.out_bf16;
+  args.out_half = product.out_half;
   args.out_stride = product.out_stride;
   const uintptr_t out = reinterpret_cast<uintptr_t>(product.out != nullptr ? static_cast<void*>(product.out)
-                                                                           : static_cast<void*>(product.out_bf16));
+                                                                           : static_cast<void*>(product.out_half));
   args.aligned_out = product.out_stride % 4 == 0 && out % 16 == 0;
   constexpr size_t kRoom = S::kClustered ? kSharedBytes : size_t{220} << 10;
   constexpr int kStages = static_cast<int>((kRoom - S::kSumBytes) / S::kStageBytes);
   static_assert(kStages >= 3);
   args.stages = std::min(kStages, kStagesMax);
   const size_t bytes = S::kSumBytes + static_cast<size_t>(args.stages * S::kStageBytes);
-  const auto kernel = wide_kernel<S>;
+  const auto kernel = wide_kernel<T, S>;
   TM_CUDA(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes)));
 
   cudaLaunchAttribute attributes[2] = {};
@@ -392,7 +393,7 @@ void launch(const StreamProduct& product, int num_sms, cudaStream_t stream) {
     config.gridDim.x = static_cast<unsigned>(num_sms / kSlices * kSlices);
     const int outputs = gated ? S::kRows / 2 : S::kRows;
     const int tiles = (args.n + outputs - 1) / outputs;
-    config.gridDim.x = static_cast<unsigned>(std::min(tiles, clusters_max<S>(config, num_sms)) * kSlices);
+    config.gridDim.x = static_cast<unsigned>(std::min(tiles, clusters_max<T, S>(config, num_sms)) * kSlices);
   }
   check_cuda(cudaLaunchKernelEx(&config, kernel, args), "wide_linear");
 }
@@ -402,10 +403,18 @@ using Some = Shape<32, 1, 2, true>;
 using Tens = Shape<64, 1, 2, true>;
 using Many = Shape<128, 2, 1, false>;
 
+template <class T>
+void launch(const StreamProduct& product, int num_sms, cudaStream_t stream) {
+  if (product.rows <= 16) return launch<T, Few>(product, num_sms, stream);
+  if (product.rows <= 32) return launch<T, Some>(product, num_sms, stream);
+  if (product.rows <= kWideStreamRowsMax) return launch<T, Tens>(product, num_sms, stream);
+  launch<T, Many>(product, num_sms, stream);
+}
+
 }  // namespace
 
 bool can_widen(const StreamProduct& product) {
-  static const bool is_built = has_body(reinterpret_cast<const void*>(wide_kernel<Tens>));
+  static const bool is_built = has_body(reinterpret_cast<const void*>(wide_kernel<uint16_t, Tens>));
   if (!is_built || product.x_float || product.norm != nullptr) return false;
   return product.k % 64 == 0 && product.n % 8 == 0 && product.n < (int64_t{1} << 31) && product.x_stride % 8 == 0 &&
          reinterpret_cast<uintptr_t>(product.x) % 16 == 0;
@@ -413,10 +422,8 @@ bool can_widen(const StreamProduct& product) {
 
 void launch_wide_product(const StreamProduct& product, int num_sms, cudaStream_t stream) {
   TM_CHECK(product.rows >= 1 && can_widen(product));
-  if (product.rows <= 16) return launch<Few>(product, num_sms, stream);
-  if (product.rows <= 32) return launch<Some>(product, num_sms, stream);
-  if (product.rows <= kWideStreamRowsMax) return launch<Tens>(product, num_sms, stream);
-  launch<Many>(product, num_sms, stream);
+  if (product.dtype == DType::kF16) return launch<Float16>(product, num_sms, stream);
+  launch<uint16_t>(product, num_sms, stream);
 }
 
 }  // namespace tokenmill

@@ -1,5 +1,5 @@
 // Products with the same bits for a row whatever the others are and however many: deterministic inference. sm_90a, bf16
-// weights.
+// or fp16 weights.
 #pragma once
 
 #include "ops/cuda/stream_linear.h"

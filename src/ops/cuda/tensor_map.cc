@@ -29,10 +29,11 @@ CUtensorMap encode(const void* data, int rank, const cuuint64_t* sizes, const cu
                    const cuuint32_t* box) {
   CUtensorMap map;
   const cuuint32_t steps[4] = {1, 1, 1, 1};
+  // No promotion in the L2 cache: rows of 128 bytes fetched as 256 cost an H200 5 % of a decode step, an H100 nothing.
   const CUresult result =
       encoder()(&map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, static_cast<cuuint32_t>(rank), const_cast<void*>(data), sizes,
                 strides, box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
-                CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+                CU_TENSOR_MAP_L2_PROMOTION_NONE, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
   TM_CHECK(result == CUDA_SUCCESS);
   return map;
 }

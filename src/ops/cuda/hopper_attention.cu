@@ -22,7 +22,6 @@ constexpr int kKeys = 128;  // of a stage
 constexpr int kStages = 2;
 constexpr int kGroups = 2, kRows = 64 * kGroups;  // warpgroups that multiply, and their rows
 constexpr int kThreads = 128 * (kGroups + 1);
-constexpr float kLog2e = 1.4426950408889634f, kLowest = -1e30f;
 static_assert(kRows == kTensorManyRows);
 
 struct HopperArgs {

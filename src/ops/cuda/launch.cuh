@@ -9,20 +9,38 @@
 
 namespace tokenmill {
 
+// early: may start so (sm_90 and later; devices before do not know it). cluster: blocks to one; 1: no clusters.
+struct LaunchConfig {
+  LaunchConfig(dim3 grid, dim3 block, size_t shared_bytes, cudaStream_t stream, bool early, int cluster) {
+    config.gridDim = grid;
+    config.blockDim = block;
+    config.dynamicSmemBytes = shared_bytes;
+    config.stream = stream;
+    config.attrs = attributes;
+    if (early) {
+      cudaLaunchAttribute& attribute = attributes[config.numAttrs++];
+      attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+      attribute.val.programmaticStreamSerializationAllowed = 1;
+    }
+    if (cluster > 1) {
+      cudaLaunchAttribute& attribute = attributes[config.numAttrs++];
+      attribute.id = cudaLaunchAttributeClusterDimension;
+      attribute.val.clusterDim.x = static_cast<unsigned>(cluster);
+      attribute.val.clusterDim.y = attribute.val.clusterDim.z = 1;
+    }
+  }
+  LaunchConfig(const LaunchConfig&) = delete;  // config points to attributes
+  LaunchConfig& operator=(const LaunchConfig&) = delete;
+
+  cudaLaunchAttribute attributes[2] = {};
+  cudaLaunchConfig_t config = {};
+};
+
 template <class Args>
 void launch_early(const char* name, void (*kernel)(Args), dim3 grid, dim3 block, size_t shared_bytes,
                   cudaStream_t stream, bool early, const Args& args) {
-  cudaLaunchAttribute attribute{};
-  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  attribute.val.programmaticStreamSerializationAllowed = 1;
-  cudaLaunchConfig_t config{};
-  config.gridDim = grid;
-  config.blockDim = block;
-  config.dynamicSmemBytes = shared_bytes;
-  config.stream = stream;
-  config.attrs = &attribute;
-  config.numAttrs = early ? 1 : 0;  // devices before sm_90 do not know it
-  check_cuda(cudaLaunchKernelEx(&config, kernel, Args(args)), name);
+  const LaunchConfig launch(grid, block, shared_bytes, stream, early, 1);
+  check_cuda(cudaLaunchKernelEx(&launch.config, kernel, Args(args)), name);
 }
 
 // Lets the next kernel's blocks come as soon as all of this one's have started.

@@ -160,9 +160,10 @@ void launch_gemv(const GemvArgs& args, cudaStream_t stream, bool early) {
   if (args.rows == 1) return launch(gemv_kernel<T, X, 1, kGated>);
   if (args.rows == 2) return launch(gemv_kernel<T, X, 2, kGated>);
   if constexpr (sizeof(X) == sizeof(T)) {
-    return args.rows <= 4 ? launch(gemv_kernel<T, X, 4, kGated>) : launch(gemv_kernel<T, X, 8, kGated>);
+    launch(args.rows <= 4 ? gemv_kernel<T, X, 4, kGated> : gemv_kernel<T, X, 8, kGated>);
+  } else {
+    TM_CHECK(!"unrounded inputs have at most kRoundRowsMax rows");
   }
-  TM_CHECK(!"unrounded inputs have at most kRoundRowsMax rows");
 }
 
 __global__ void add_bias_kernel(float* out, int64_t stride, int64_t cols, const float* bias) {

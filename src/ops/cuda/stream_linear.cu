@@ -315,19 +315,10 @@ void launch(const StreamProduct& product, int num_sms, cudaStream_t stream) {
   } else {
     args.x_float = static_cast<const float*>(product.x);
   }
-  args.bias = product.bias;
-  args.second_bias = product.second_bias;
+  take_over(product, args);
   args.x_stride = product.x_stride;
   args.norm = product.norm;
   args.eps = product.eps;
-  args.k = static_cast<int>(product.k);
-  args.n = static_cast<int>(product.n);
-  args.rows = product.rows;
-  args.add = product.add;
-  args.activation = product.activation;
-  args.out = product.out;
-  args.out_half = product.out_half;
-  args.out_stride = product.out_stride;
   args.stages = layout.stages;
   args.stage_bytes = layout.stage_bytes;
   const auto kernel = stream_kernel<T, kBlocks, kPiece, kGated, kInput>;

@@ -29,6 +29,21 @@ struct StreamProduct {
   DType dtype;  // kBF16 or kF16
 };
 
+// What the arguments of every kernel take over as it is.
+template <class Args>
+void take_over(const StreamProduct& product, Args& args) {
+  args.bias = product.bias;
+  args.second_bias = product.second_bias;
+  args.k = static_cast<int>(product.k);
+  args.n = static_cast<int>(product.n);
+  args.rows = product.rows;
+  args.add = product.add;
+  args.activation = product.activation;
+  args.out = product.out;
+  args.out_half = product.out_half;
+  args.out_stride = product.out_stride;
+}
+
 bool can_stream(const StreamProduct& product);
 void launch_stream_product(const StreamProduct& product, int num_sms, cudaStream_t stream);
 

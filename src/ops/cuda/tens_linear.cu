@@ -238,34 +238,17 @@ __global__ void __launch_bounds__(kThreads + 32, 1) tens_kernel(const __grid_con
 #endif
 }
 
-template <class S>
-cudaLaunchConfig_t config_of(cudaLaunchAttribute (&attributes)[2], int num_sms, cudaStream_t stream) {
-  attributes[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  attributes[0].val.programmaticStreamSerializationAllowed = 1;
-  attributes[1].id = cudaLaunchAttributeClusterDimension;
-  attributes[1].val.clusterDim.x = kCluster;
-  attributes[1].val.clusterDim.y = attributes[1].val.clusterDim.z = 1;
-  cudaLaunchConfig_t config{};
-  config.gridDim = dim3(static_cast<unsigned>(num_sms / kCluster * kCluster));
-  config.blockDim = dim3(kThreads + 32);
-  config.dynamicSmemBytes = static_cast<size_t>(S::kStages * S::kStageBytes);
-  config.stream = stream;
-  config.attrs = attributes;
-  config.numAttrs = 2;
-  return config;
-}
-
 // Blocks that the device holds at a time; depends on how its multiprocessors hang together.
 int blocks_max(int num_sms) {
   using S = Shape<uint16_t, 64, 32, false>;  // all shapes are one block a multiprocessor
   static std::atomic<int> known{0};          // of one kind of card
   if (known == 0) {
-    TM_CUDA(
-        cudaFuncSetAttribute(tens_kernel<S>, cudaFuncAttributeMaxDynamicSharedMemorySize, S::kStages * S::kStageBytes));
-    cudaLaunchAttribute attributes[2] = {};
-    const cudaLaunchConfig_t config = config_of<S>(attributes, num_sms, nullptr);
+    constexpr int kBytes = S::kStages * S::kStageBytes;
+    TM_CUDA(cudaFuncSetAttribute(tens_kernel<S>, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes));
+    const auto blocks = static_cast<unsigned>(num_sms / kCluster * kCluster);
+    const LaunchConfig launch(blocks, kThreads + 32, kBytes, nullptr, true, kCluster);
     int clusters = 0;
-    TM_CUDA(cudaOccupancyMaxActiveClusters(&clusters, tens_kernel<S>, &config));
+    TM_CUDA(cudaOccupancyMaxActiveClusters(&clusters, tens_kernel<S>, &launch.config));
     known = std::clamp(clusters, 1, num_sms / kCluster) * kCluster;
   }
   return known;
@@ -277,23 +260,14 @@ void launch(const StreamProduct& product, int num_sms, cudaStream_t stream) {
   args.weight = row_groups_map(product.weight, product.n, product.k, S::kCols, S::kPieces);
   if (S::kGated) args.second = row_groups_map(product.second, product.n, product.k, S::kCols, S::kPieces);
   args.x = columns_map(product.x, product.rows, product.k, product.x_stride, S::kTokens / kCluster, 1);
-  args.bias = product.bias;
-  args.second_bias = product.second_bias;
-  args.k = static_cast<int>(product.k);
-  args.n = static_cast<int>(product.n);
-  args.rows = product.rows;
-  args.add = product.add;
-  args.activation = product.activation;
-  args.out = product.out;
-  args.out_half = product.out_half;
-  args.out_stride = product.out_stride;
+  take_over(product, args);
   const auto kernel = tens_kernel<S>;
-  TM_CUDA(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, S::kStages * S::kStageBytes));
-  cudaLaunchAttribute attributes[2] = {};
-  cudaLaunchConfig_t config = config_of<S>(attributes, num_sms, stream);
+  constexpr int kBytes = S::kStages * S::kStageBytes;
+  TM_CUDA(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes));
   const int tiles = (args.n + S::kCols - 1) / S::kCols;
-  config.gridDim.x = static_cast<unsigned>(std::min((tiles + kCluster - 1) / kCluster * kCluster, blocks_max(num_sms)));
-  check_cuda(cudaLaunchKernelEx(&config, kernel, args), "tens_linear");
+  const int blocks = std::min((tiles + kCluster - 1) / kCluster * kCluster, blocks_max(num_sms));
+  const LaunchConfig launch(static_cast<unsigned>(blocks), kThreads + 32, kBytes, stream, true, kCluster);
+  check_cuda(cudaLaunchKernelEx(&launch.config, kernel, args), "tens_linear");
 }
 
 // What a tile's round takes: its weights, and the input at the rate of L2.

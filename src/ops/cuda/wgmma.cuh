@@ -31,9 +31,27 @@ __device__ inline void pin(float (&values)[kCount]) {
   for (int i = 0; i < kCount; ++i) asm volatile("" : "+f"(values[i])::"memory");
 }
 
-#define TM_R8(a, i)                                                                                           \
-  "+f"(a[i]), "+f"(a[i + 1]), "+f"(a[i + 2]), "+f"(a[i + 3]), "+f"(a[i + 4]), "+f"(a[i + 5]), "+f"(a[i + 6]), \
-      "+f"(a[i + 7])
+// clang-format off: it takes the operands for arguments
+
+// The registers of a lane's sums, by name and as operands.
+#define TM_NAMES_8 "%0, %1, %2, %3, %4, %5, %6, %7"
+#define TM_NAMES_16 TM_NAMES_8 ", %8, %9, %10, %11, %12, %13, %14, %15"
+#define TM_NAMES_24 TM_NAMES_16 ", %16, %17, %18, %19, %20, %21, %22, %23"
+#define TM_NAMES_32 TM_NAMES_24 ", %24, %25, %26, %27, %28, %29, %30, %31"
+#define TM_NAMES_48 TM_NAMES_32 ", %32, %33, %34, %35, %36, %37, %38, %39" \
+  ", %40, %41, %42, %43, %44, %45, %46, %47"
+#define TM_NAMES_56 TM_NAMES_48 ", %48, %49, %50, %51, %52, %53, %54, %55"
+#define TM_NAMES_64 TM_NAMES_56 ", %56, %57, %58, %59, %60, %61, %62, %63"
+#define TM_R8(i)                                                                                              \
+  "+f"(c[i]), "+f"(c[i + 1]), "+f"(c[i + 2]), "+f"(c[i + 3]), "+f"(c[i + 4]), "+f"(c[i + 5]), "+f"(c[i + 6]), \
+      "+f"(c[i + 7])
+#define TM_SUMS_8 TM_R8(0)
+#define TM_SUMS_16 TM_SUMS_8, TM_R8(8)
+#define TM_SUMS_24 TM_SUMS_16, TM_R8(16)
+#define TM_SUMS_32 TM_SUMS_24, TM_R8(24)
+#define TM_SUMS_48 TM_SUMS_32, TM_R8(32), TM_R8(40)
+#define TM_SUMS_56 TM_SUMS_48, TM_R8(48)
+#define TM_SUMS_64 TM_SUMS_56, TM_R8(56)
 
 #define TM_MULTIPLY(before, ...)                   \
   if constexpr (std::is_same_v<T, Float16>) {      \
@@ -41,115 +59,58 @@ __device__ inline void pin(float (&values)[kCount]) {
   } else {                                         \
     asm volatile(before "bf16.bf16 " __VA_ARGS__); \
   }
-// clang-format off: it takes the operands for arguments
 
-// c (+)= a b^T: a [64, 16], b [twice the length of c, 16], both in shared memory; c is [64, b's rows].
-template <class T>
-__device__ inline void multiply_shared(float (&c)[8], uint64_t a, uint64_t b, int add) {
-  TM_MULTIPLY(
-      "{\n.reg .pred p;\nsetp.ne.b32 p, %10, 0;\n"
-      "wgmma.mma_async.sync.aligned.m64n16k16.f32.",
-      "{%0, %1, %2, %3, %4, %5, %6, %7}, "
-      "%8, %9, p, 1, 1, 0, 0;\n}"
-      : TM_R8(c, 0)
-      : "l"(a), "l"(b), "r"(add));
-}
-template <class T>
-__device__ inline void multiply_shared(float (&c)[16], uint64_t a, uint64_t b, int add) {
-  TM_MULTIPLY(
-      "{\n.reg .pred p;\nsetp.ne.b32 p, %18, 0;\n"
-      "wgmma.mma_async.sync.aligned.m64n32k16.f32.",
-      "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15}, "
-      "%16, %17, p, 1, 1, 0, 0;\n}"
-      : TM_R8(c, 0), TM_R8(c, 8)
-      : "l"(a), "l"(b), "r"(add));
-}
-template <class T>
-__device__ inline void multiply_shared(float (&c)[32], uint64_t a, uint64_t b, int add) {
-  TM_MULTIPLY(
-      "{\n.reg .pred p;\nsetp.ne.b32 p, %34, 0;\n"
-      "wgmma.mma_async.sync.aligned.m64n64k16.f32.",
-      "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, %22, "
-      "%23, %24, %25, %26, %27, %28, %29, %30, %31}, "
-      "%32, %33, p, 1, 1, 0, 0;\n}"
-      : TM_R8(c, 0), TM_R8(c, 8), TM_R8(c, 16), TM_R8(c, 24)
-      : "l"(a), "l"(b), "r"(add));
-}
-template <class T>
-__device__ inline void multiply_shared(float (&c)[64], uint64_t a, uint64_t b, int add) {
-  TM_MULTIPLY(
-      "{\n.reg .pred p;\nsetp.ne.b32 p, %66, 0;\n"
-      "wgmma.mma_async.sync.aligned.m64n128k16.f32.",
-      "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, %22, "
-      "%23, %24, %25, %26, %27, %28, %29, %30, %31, %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, "
-      "%44, %45, %46, %47, %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63}, "
-      "%64, %65, p, 1, 1, 0, 0;\n}"
-      : TM_R8(c, 0), TM_R8(c, 8), TM_R8(c, 16), TM_R8(c, 24), TM_R8(c, 32), TM_R8(c, 40), TM_R8(c, 48), TM_R8(c, 56)
-      : "l"(a), "l"(b), "r"(add));
-}
-template <class T>
-__device__ inline void multiply_shared(float (&c)[24], uint64_t a, uint64_t b, int add) {
-  TM_MULTIPLY(
-      "{\n.reg .pred p;\nsetp.ne.b32 p, %26, 0;\n"
-      "wgmma.mma_async.sync.aligned.m64n48k16.f32.",
-      "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, "
-      "%22, %23}, "
-      "%24, %25, p, 1, 1, 0, 0;\n}"
-      : TM_R8(c, 0), TM_R8(c, 8), TM_R8(c, 16)
-      : "l"(a), "l"(b), "r"(add));
-}
-template <class T>
-__device__ inline void multiply_shared(float (&c)[48], uint64_t a, uint64_t b, int add) {
-  TM_MULTIPLY(
-      "{\n.reg .pred p;\nsetp.ne.b32 p, %50, 0;\n"
-      "wgmma.mma_async.sync.aligned.m64n96k16.f32.",
-      "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, "
-      "%22, %23, %24, %25, %26, %27, %28, %29, %30, %31, %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, "
-      "%42, %43, %44, %45, %46, %47}, "
-      "%48, %49, p, 1, 1, 0, 0;\n}"
-      : TM_R8(c, 0), TM_R8(c, 8), TM_R8(c, 16), TM_R8(c, 24), TM_R8(c, 32), TM_R8(c, 40)
-      : "l"(a), "l"(b), "r"(add));
-}
-template <class T>
-__device__ inline void multiply_shared(float (&c)[56], uint64_t a, uint64_t b, int add) {
-  TM_MULTIPLY(
-      "{\n.reg .pred p;\nsetp.ne.b32 p, %58, 0;\n"
-      "wgmma.mma_async.sync.aligned.m64n112k16.f32.",
-      "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, "
-      "%22, %23, %24, %25, %26, %27, %28, %29, %30, %31, %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, "
-      "%42, %43, %44, %45, %46, %47, %48, %49, %50, %51, %52, %53, %54, %55}, "
-      "%56, %57, p, 1, 1, 0, 0;\n}"
-      : TM_R8(c, 0), TM_R8(c, 8), TM_R8(c, 16), TM_R8(c, 24), TM_R8(c, 32), TM_R8(c, 40), TM_R8(c, 48)
-      : "l"(a), "l"(b), "r"(add));
-}
-// c += a b: a [64, 16] in registers, b [16, 128] or [16, 64] in shared memory with neighbours along N.
-template <class T>
-__device__ inline void multiply_registers(float (&c)[64], const uint32_t (&a)[4], uint64_t b) {
-  TM_MULTIPLY(
-      "{\n.reg .pred p;\nsetp.eq.b32 p, 0, 0;\n"
-      "wgmma.mma_async.sync.aligned.m64n128k16.f32.",
-      "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, %22, %23, "
-      "%24, %25, %26, %27, %28, %29, %30, %31, %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, "
-      "%46, %47, %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63}, "
-      "{%64, %65, %66, %67}, %68, p, 1, 1, 1;\n}"
-      : TM_R8(c, 0), TM_R8(c, 8), TM_R8(c, 16), TM_R8(c, 24), TM_R8(c, 32), TM_R8(c, 40), TM_R8(c, 48), TM_R8(c, 56)
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
-}
-template <class T>
-__device__ inline void multiply_registers(float (&c)[32], const uint32_t (&a)[4], uint64_t b) {
-  TM_MULTIPLY(
-      "{\n.reg .pred p;\nsetp.eq.b32 p, 0, 0;\n"
-      "wgmma.mma_async.sync.aligned.m64n64k16.f32.",
-      "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, %22, %23, "
-      "%24, %25, %26, %27, %28, %29, %30, %31}, "
-      "{%32, %33, %34, %35}, %36, p, 1, 1, 1;\n}"
-      : TM_R8(c, 0), TM_R8(c, 8), TM_R8(c, 16), TM_R8(c, 24)
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
-}
+// c (+)= a b^T: a [64, 16], b [columns, 16], both in shared memory; c is [64, columns], `sums` of it a lane's. The
+// operands behind these: a, b, add.
+#define TM_MULTIPLY_SHARED(sums, columns, a_at, b_at, add_at)                                                \
+  template <class T>                                                                                         \
+  __device__ inline void multiply_shared(float (&c)[sums], uint64_t a, uint64_t b, int add) {                \
+    TM_MULTIPLY("{\n.reg .pred p;\nsetp.ne.b32 p, %" #add_at ", 0;\nwgmma.mma_async.sync.aligned.m64n" #columns \
+                "k16.f32.",                                                                                  \
+                "{" TM_NAMES_##sums "}, %" #a_at ", %" #b_at ", p, 1, 1, 0, 0;\n}"                           \
+                : TM_SUMS_##sums                                                                             \
+                : "l"(a), "l"(b), "r"(add));                                                                 \
+  }
+TM_MULTIPLY_SHARED(8, 16, 8, 9, 10)
+TM_MULTIPLY_SHARED(16, 32, 16, 17, 18)
+TM_MULTIPLY_SHARED(24, 48, 24, 25, 26)
+TM_MULTIPLY_SHARED(32, 64, 32, 33, 34)
+TM_MULTIPLY_SHARED(48, 96, 48, 49, 50)
+TM_MULTIPLY_SHARED(56, 112, 56, 57, 58)
+TM_MULTIPLY_SHARED(64, 128, 64, 65, 66)
+
+// c += a b: a [64, 16] in registers, b [16, columns] in shared memory with neighbours along N. The operands behind the
+// sums: a, b.
+#define TM_MULTIPLY_REGISTERS(sums, columns, a_at, b_at)                                                     \
+  template <class T>                                                                                         \
+  __device__ inline void multiply_registers(float (&c)[sums], const uint32_t (&a)[4], uint64_t b) {          \
+    TM_MULTIPLY("{\n.reg .pred p;\nsetp.eq.b32 p, 0, 0;\nwgmma.mma_async.sync.aligned.m64n" #columns "k16.f32.", \
+                "{" TM_NAMES_##sums "}, {" a_at "}, %" #b_at ", p, 1, 1, 1;\n}"                              \
+                : TM_SUMS_##sums                                                                             \
+                : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));                                       \
+  }
+TM_MULTIPLY_REGISTERS(32, 64, "%32, %33, %34, %35", 36)
+TM_MULTIPLY_REGISTERS(64, 128, "%64, %65, %66, %67", 68)
 
 // clang-format on
+#undef TM_MULTIPLY_REGISTERS
+#undef TM_MULTIPLY_SHARED
 #undef TM_MULTIPLY
 #undef TM_R8
+#undef TM_NAMES_8
+#undef TM_NAMES_16
+#undef TM_NAMES_24
+#undef TM_NAMES_32
+#undef TM_NAMES_48
+#undef TM_NAMES_56
+#undef TM_NAMES_64
+#undef TM_SUMS_8
+#undef TM_SUMS_16
+#undef TM_SUMS_24
+#undef TM_SUMS_32
+#undef TM_SUMS_48
+#undef TM_SUMS_56
+#undef TM_SUMS_64
 
 #endif  // __CUDA_ARCH_FEAT_SM90_ALL
 

@@ -354,17 +354,8 @@ void launch(const StreamProduct& product, int num_sms, cudaStream_t stream) {
   args.weight = row_groups_map(product.weight, product.n, product.k, groups_rows, S::kPieces);
   if (gated) args.second = row_groups_map(product.second, product.n, product.k, groups_rows, S::kPieces);
   args.x = columns_map(product.x, product.rows, product.k, product.x_stride, S::kTokens, S::kPieces);
-  args.bias = product.bias;
-  args.second_bias = product.second_bias;
-  args.k = static_cast<int>(product.k);
-  args.n = static_cast<int>(product.n);
-  args.rows = product.rows;
+  take_over(product, args);
   args.gated = gated;
-  args.add = product.add;
-  args.activation = product.activation;
-  args.out = product.out;
-  args.out_half = product.out_half;
-  args.out_stride = product.out_stride;
   const uintptr_t out = reinterpret_cast<uintptr_t>(product.out != nullptr ? static_cast<void*>(product.out)
                                                                            : static_cast<void*>(product.out_half));
   args.aligned_out = product.out_stride % 4 == 0 && out % 16 == 0;
@@ -376,26 +367,16 @@ void launch(const StreamProduct& product, int num_sms, cudaStream_t stream) {
   const auto kernel = wide_kernel<T, S>;
   TM_CUDA(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes)));
 
-  cudaLaunchAttribute attributes[2] = {};
-  attributes[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  attributes[0].val.programmaticStreamSerializationAllowed = 1;
-  attributes[1].id = cudaLaunchAttributeClusterDimension;
-  attributes[1].val.clusterDim.x = kSlices;
-  attributes[1].val.clusterDim.y = attributes[1].val.clusterDim.z = 1;
-  cudaLaunchConfig_t config{};
-  config.gridDim = dim3(static_cast<unsigned>(num_sms));
-  config.blockDim = dim3(S::kThreads + 32);
-  config.dynamicSmemBytes = bytes;
-  config.stream = stream;
-  config.attrs = attributes;
-  config.numAttrs = S::kClustered ? 2 : 1;
+  const int blocks = S::kClustered ? num_sms / kSlices * kSlices : num_sms;
+  LaunchConfig launch(static_cast<unsigned>(blocks), S::kThreads + 32, bytes, stream, true,
+                      S::kClustered ? kSlices : 1);
   if (S::kClustered) {
-    config.gridDim.x = static_cast<unsigned>(num_sms / kSlices * kSlices);
     const int outputs = gated ? S::kRows / 2 : S::kRows;
     const int tiles = (args.n + outputs - 1) / outputs;
-    config.gridDim.x = static_cast<unsigned>(std::min(tiles, clusters_max<T, S>(config, num_sms)) * kSlices);
+    const int clusters = std::min(tiles, clusters_max<T, S>(launch.config, num_sms));
+    launch.config.gridDim.x = static_cast<unsigned>(clusters * kSlices);
   }
-  check_cuda(cudaLaunchKernelEx(&config, kernel, args), "wide_linear");
+  check_cuda(cudaLaunchKernelEx(&launch.config, kernel, args), "wide_linear");
 }
 
 using Few = Shape<16, 1, 2, true>;

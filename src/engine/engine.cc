@@ -159,7 +159,7 @@ std::vector<std::string> Engine::submit(std::vector<Request> requests, OutputCal
   auto call = std::make_shared<Call>();
   call->on_output = std::move(on_output);
   call->on_failure = std::move(on_failure);
-  return impl_->core->submit(std::move(requests), std::move(call), false, 0, false, keep_going);
+  return impl_->core->submit(std::move(requests), std::move(call), /*single=*/false, {}, keep_going);
 }
 
 std::vector<Output> Engine::generate(Request request) {

@@ -65,16 +65,16 @@ class EngineCore {
   void start();  // the engine thread and the output thread
 
   // Throws Error when the arguments are bad, an id is taken, or (single) the prompt cannot run. Returns the ids.
-  // `pin`, `brief_pin`: see SequenceSpec; of a single request. keep_going: see Engine::submit; of a list.
+  // `pin`: of a single request. keep_going: see Engine::submit; of a list.
   std::vector<std::string> submit(std::vector<Request> requests, std::shared_ptr<Call> call, bool single,
-                                  uint64_t pin = 0, bool brief_pin = false, const KeepGoing& keep_going = nullptr);
+                                  PinOrder pin = {}, const KeepGoing& keep_going = nullptr);
   // Waits until the queue has room for a request, or the engine ends.
   void wait_for_room();
   void abort(std::string_view rid);
   void abort_call(const Call& call);
   void abort_all();
   bool flush_cache();
-  // Computes and holds a prompt; returns its number for unpin() and its tokens. Throws Error. brief: see SequenceSpec.
+  // Computes and holds a prompt; returns its number for unpin() and its tokens. Throws Error. brief: see PinOrder.
   std::pair<uint64_t, int64_t> pin(Request request, bool brief = false);
   // Computes a prompt, writes its whole blocks' K/V to a file, and reads them back into the cache. Return the number of
   // tokens. Throw Error, see Engine.

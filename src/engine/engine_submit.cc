@@ -35,7 +35,7 @@ void EngineCore::check_open() const {
 }
 
 std::vector<std::string> EngineCore::submit(std::vector<Request> requests, std::shared_ptr<Call> call, bool single,
-                                            uint64_t pin, bool brief_pin, const KeepGoing& keep_going) {
+                                            PinOrder pin, const KeepGoing& keep_going) {
   check_open();
   const std::shared_ptr<const RequestPreparer> preparer = this->preparer();  // lives on if shutdown() comes meanwhile
   for (const Request& request : requests) preparer->check(request);
@@ -54,7 +54,6 @@ std::vector<std::string> EngineCore::submit(std::vector<Request> requests, std::
     states.push_back(preparer->make_state(request, number++));
     states.back()->call = call;
     states.back()->pin = pin;
-    states.back()->brief_pin = brief_pin;
     states.back()->first_index = index;
     states.back()->submitted = now;
     index += request.sampling_params.n;

@@ -24,7 +24,7 @@ std::pair<uint64_t, int64_t> EngineCore::pin(Request request, bool brief) {
   const uint64_t pin = next_pin_++;
   std::vector<Request> requests;
   requests.push_back(std::move(request));
-  submit(std::move(requests), std::move(call), /*single=*/true, pin, brief);
+  submit(std::move(requests), std::move(call), /*single=*/true, {pin, brief});
   const Output output = future.get();
   const FinishReason& reason = *output.meta_info.finish_reason;
   if (reason.type == FinishReason::Type::kAbort) throw Error(ErrorKind::kValue, reason.message);

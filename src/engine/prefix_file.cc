@@ -17,7 +17,7 @@
 namespace tokenmill {
 namespace {
 
-constexpr std::string_view kMagic = "tokenmill-prefix 1\n", kMagicStart = "tokenmill-prefix ";
+constexpr std::string_view kMagic = "tokenmill-prefix 2\n", kMagicStart = "tokenmill-prefix ";
 constexpr size_t kLengthBytes = 8, kDigestBytes = ContentHash::kDigits;
 
 [[noreturn]] void fail(const std::string& path, const std::string& what) {

@@ -1,6 +1,6 @@
 // The file of a saved prefix: which engine computed it, its token ids and its K/V.
 //
-//   "tokenmill-prefix 1\n" | length of the header, 8 bytes little-endian | header, JSON | K/V | ContentHash of all
+//   "tokenmill-prefix 2\n" | length of the header, 8 bytes little-endian | header, JSON | K/V | ContentHash of all
 //   before
 #pragma once
 

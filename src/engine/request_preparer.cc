@@ -190,7 +190,6 @@ std::vector<SequenceSpec> RequestPreparer::prepare(const Request& request, Reque
   spec.priority = request.priority;
   spec.cache_namespace = request.cache_salt.value_or("");
   spec.pin = state.pin;
-  spec.brief_pin = state.brief_pin;
   spec.max_new_tokens = std::min(params.max_new_tokens.value_or(context), context - prompt_tokens);
   spec.min_new_tokens = std::min(params.min_new_tokens, spec.max_new_tokens);
   spec.temperature = params.temperature < kGreedyTemperature ? 0.0f : static_cast<float>(params.temperature);

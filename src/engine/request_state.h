@@ -41,8 +41,7 @@ struct RequestState {
   int64_t num_samples = 1;
   bool stream = false, return_prompt_token_ids = false, no_stop_trim = false;
   bool want_logprob = false;
-  uint64_t pin = 0;  // SequenceSpec's, as brief_pin
-  bool brief_pin = false;
+  PinOrder pin;
   int64_t stream_interval = 1;
   TextStreamOptions text_options;
   std::chrono::steady_clock::time_point submitted;

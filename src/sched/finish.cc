@@ -49,7 +49,7 @@ void Scheduler::Impl::end_sequence(Sequence& sequence, SequenceEvent event, Fini
     if (partial == &sequence) partial = nullptr;
     std::erase(running, &sequence);
   }
-  if (sequence.spec.pin != 0 && reason.type != FinishReason::Type::kAbort) pin(sequence, reason);
+  if (sequence.spec.pin.number != 0 && reason.type != FinishReason::Type::kAbort) pin(sequence, reason);
   ++(reason.type == FinishReason::Type::kAbort ? totals.aborted : totals.finished);
   event.finish = std::move(reason);
   events.push_back(std::move(event));
@@ -71,10 +71,10 @@ void Scheduler::Impl::pin(const Sequence& sequence, FinishReason& reason) {
   const auto share = [](int64_t blocks, int64_t total) {
     return total == 0 ? 0 : static_cast<double>(blocks) / static_cast<double>(total);
   };
-  if (sequence.spec.brief_pin ||
+  if (sequence.spec.pin.brief ||
       (share(cache.pinned_blocks(), cache.total_blocks()) <= kPinnedShareMax &&
        share(cache.window_pinned_blocks(), cache.window_total_blocks()) <= kPinnedShareMax)) {
-    const bool is_new = pinned.emplace(sequence.spec.pin, std::move(lease)).second;
+    const bool is_new = pinned.emplace(sequence.spec.pin.number, std::move(lease)).second;
     TM_CHECK(is_new);
     return;
   }

@@ -14,6 +14,12 @@
 
 namespace tokenmill {
 
+// With max_new_tokens 0: the prompt stays in the cache until Scheduler::unpin(number).
+struct PinOrder {
+  uint64_t number = 0;  // 0: no pin
+  bool brief = false;   // unpin() follows at once: the share that pins may hold does not bound it
+};
+
 // One sample. Immutable after Scheduler::add.
 struct SequenceSpec {
   uint64_t id = 0;     // unique over the engine's life, rising in order of submission
@@ -22,8 +28,7 @@ struct SequenceSpec {
   std::shared_ptr<const std::vector<int32_t>> prompt;
   std::string cache_namespace;  // prefixes are shared within one namespace only
   int64_t priority = 0;         // larger first
-  uint64_t pin = 0;        // not 0, with max_new_tokens 0: the prompt stays in the cache until Scheduler::unpin(pin)
-  bool brief_pin = false;  // unpin() follows at once: the share that pins may hold does not bound it
+  PinOrder pin;
   int64_t max_new_tokens = 128;  // resolved: never past the end of the context; 0: prefill only
   int64_t min_new_tokens = 0;
   float temperature = 1, top_p = 1, min_p = 0;

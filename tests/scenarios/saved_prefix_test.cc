@@ -222,7 +222,8 @@ TEST_F(SavedPrefix, DamagedFilesAreRefused) {
     refused(text, "cut or damaged");
   }
   refused(good + "x", "cut or damaged");
-  refused("tokenmill-prefix 2\n" + good, "another format");
+  for (const char* const version : {"1", "3"})
+    refused(std::string("tokenmill-prefix ") + version + "\n" + good, "another format");
   refused("{}", "is no file of save_prefix()");
   EXPECT_NE(message_of([&] { engine.load_prefix(path("missing")); }).find(path("missing")), std::string::npos);
   EXPECT_NE(message_of([&] { engine.load_prefix(folder_.string()); }).find(folder_.string()), std::string::npos);

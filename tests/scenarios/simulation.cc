@@ -139,7 +139,7 @@ SequenceSpec Simulation::draw_spec() {
   if (chance(0.1)) spec.presence_penalty = 0.5f;
   if (chance(pin_probability_)) {
     spec.max_new_tokens = spec.min_new_tokens = 0;
-    spec.pin = ++next_pin_;
+    spec.pin.number = ++next_pin_;
   }
   return spec;
 }
@@ -148,7 +148,7 @@ void Simulation::submit() {
   std::vector<SequenceSpec> unit;
   for (int64_t requests = chance(0.7) ? 1 : draw(1, 8); requests > 0; --requests) {
     SequenceSpec spec = draw_spec();
-    const int64_t samples = spec.pin == 0 && chance(0.15) ? draw(2, 4) : 1;
+    const int64_t samples = spec.pin.number == 0 && chance(0.15) ? draw(2, 4) : 1;
     spec.group = next_group_++;
     for (int64_t sample = 0; sample < samples; ++sample) {
       spec.id = next_id_++;
@@ -223,7 +223,7 @@ void Simulation::check_event(const SequenceEvent& event) {
       const double limit = event.completion_tokens > 0 ? config_.running_timeout_seconds
                                                        : std::max(config_.waiting_timeout_seconds, 1.0);
       if (limit <= 0 || clock_ - expected.submitted < std::min(limit, 5.0)) fail(who + " timed out early");
-    } else if (event.finish->message.find("three quarters") != std::string::npos && expected.spec.pin != 0) {
+    } else if (event.finish->message.find("three quarters") != std::string::npos && expected.spec.pin.number != 0) {
       ++counts_.pins_refused;
     } else if (expected.may_be_too_large) {
       ++counts_.too_large;
@@ -234,9 +234,9 @@ void Simulation::check_event(const SequenceEvent& event) {
     ++counts_.finished;
     counts_.cached_tokens += event.cached_tokens;
     if (expected.received != expected.output.size()) fail(who + " ended early");
-    if (expected.spec.pin != 0) {
+    if (expected.spec.pin.number != 0) {
       ++counts_.pins;
-      pins_.push_back(expected.spec.pin);
+      pins_.push_back(expected.spec.pin.number);
     }
     const std::vector<int32_t>& stop_ids = expected.spec.stop_ids;
     bool stopped = !expected.output.empty() &&

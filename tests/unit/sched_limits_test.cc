@@ -66,7 +66,7 @@ TEST(Timeouts, RunningCountsFromTheFirstAdmission) {
 
 SequenceSpec pin_spec(World& world, std::vector<int32_t> prompt, uint64_t pin) {
   SequenceSpec spec = world.spec(std::move(prompt), 0);
-  spec.pin = pin;
+  spec.pin.number = pin;
   return spec;
 }
 

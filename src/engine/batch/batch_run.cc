@@ -249,7 +249,7 @@ void BatchRun::submit(std::vector<Request> requests, const std::vector<int64_t>&
   };
   std::vector<std::string> rids;
   try {
-    rids = core_.submit(std::move(requests), std::move(call), false, 0, false, keep_going);
+    rids = core_.submit(std::move(requests), std::move(call), /*single=*/false, {}, keep_going);
   } catch (const Error&) {
     forget(indices);
     if (thrown) std::rethrow_exception(thrown);

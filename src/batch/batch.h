@@ -54,7 +54,7 @@ struct SamplingRow {
   uint32_t sample_index = 0;
   uint32_t position = 0;                                               // absolute position of the token being drawn
   const TokenCounts* counts = nullptr;                                 // non-null iff a penalty is on
-  const std::vector<std::pair<int32_t, float>>* logit_bias = nullptr;  // null: none
+  const std::vector<std::pair<int32_t, float>>* logit_bias = nullptr;  // ids ascend; null: none
   const std::vector<int32_t>* banned_ids = nullptr;                    // masked now (bad_words, EOS before min)
   const std::vector<int32_t>* banned_ids_more = nullptr;               // a second list, so that neither is copied
   const std::vector<int32_t>* allowed_ids = nullptr;                   // null: all; sorted

@@ -1,6 +1,7 @@
 // Sampling of the CUDA backend against the CPU's.
 #include <gtest/gtest.h>
 
+#include <cstdio>
 #include <set>
 #include <span>
 #include <string>
@@ -19,8 +20,8 @@ std::vector<SampledToken> sample_rows(Backend& ops, const std::vector<float>& lo
   return out;
 }
 
-// Against the CPU backend, whose own test compares it with brute force. Both see the same random numbers; where a draw
-// falls within rounding of a border the tokens may differ, which must stay rare.
+// Against the CPU backend, whose own test compares it with brute force: the same logits give the same tokens, all of
+// them.
 TEST_F(CudaBackendTest, SamplesLikeTheCpu) {
   const auto cpu = make_backend("cpu", {.num_threads = 2, .isa = ""});
   const auto chance = [&](uint64_t one_in) { return random_() % one_in == 0; };
@@ -29,7 +30,7 @@ TEST_F(CudaBackendTest, SamplesLikeTheCpu) {
   };
   int rows_seen = 0, differing = 0;
   std::set<int32_t> tokens;
-  for (int trial = 0; trial < 120; ++trial) {
+  for (int trial = 0; trial < 400; ++trial) {
     const int64_t vocab = chance(6) ? 50257 : chance(3) ? 1500 : static_cast<int64_t>(1 + random_() % 300);
     constexpr size_t kRows = 16;
     auto logits = normal_values(static_cast<int64_t>(kRows) * vocab, random_, uniform(0.1, 6));
@@ -94,14 +95,15 @@ TEST_F(CudaBackendTest, SamplesLikeTheCpu) {
       }
       if (got[i].token != want[i].token) {
         ++differing;
-        EXPECT_GT(rows[i].temperature, 0) << "greedy rows are exact";
+        EXPECT_GT(rows[i].temperature, 0) << "greedy";
         continue;
       }
       tokens.insert(got[i].token);
       EXPECT_NEAR(got[i].logprob, want[i].logprob, 1e-4);
     }
   }
-  EXPECT_LE(differing, rows_seen / 500) << "of " << rows_seen;
+  EXPECT_EQ(differing, 0) << "of " << rows_seen << ", seed " << seed_;
+  std::printf("[ sampling ] %d rows, %d differ from the CPU's\n", rows_seen, differing);
   EXPECT_GT(tokens.size(), 50u);
 }
 

@@ -1,6 +1,5 @@
 // Sampling on the device, the host's part: requests to what the kernel of sample.cu reads, and its answers back.
 #include <algorithm>
-#include <bit>
 #include <limits>
 
 #include "base/check.h"
@@ -65,8 +64,10 @@ SampleRowArgs row_args(const SamplingRow& row, int64_t vocab, RowLists& lists) {
     args.output = lists.add_pairs(std::span<const std::pair<int32_t, int32_t>>(row.counts->output_ids));
     if (row.repetition_penalty != 1.0f) args.repeat = lists.add_ids(repeated_ids(*row.counts));
   }
-  if (row.logit_bias != nullptr)
+  if (row.logit_bias != nullptr) {
+    TM_CHECK(std::ranges::is_sorted(*row.logit_bias, {}, &std::pair<int32_t, float>::first));
     args.bias = lists.add_pairs(std::span<const std::pair<int32_t, float>>(*row.logit_bias));
+  }
   if (row.banned_ids != nullptr) args.banned = lists.add_ids(*row.banned_ids);
   if (row.banned_ids_more != nullptr) {
     const SampleList more = lists.add_ids(*row.banned_ids_more);  // right behind the first list
@@ -142,7 +143,6 @@ void CudaBackend::sample(Matrix logits, std::span<const SamplingRow> rows, std::
   const SampleArgs kernel{.logits = logits.row<float>(0),
                           .stride = logits.stride,
                           .vocab = static_cast<int>(vocab),
-                          .shift = 62 - static_cast<int>(std::bit_width(static_cast<uint64_t>(vocab))),
                           .raw = sample_rows_.get<float>(raw_floats, stream()),
                           .rows = sample_upload_.at<SampleRowArgs>(rows_at),
                           .ids = sample_upload_.at<int32_t>(ids_at),

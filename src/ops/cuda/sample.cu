@@ -1,8 +1,9 @@
 // Sampling on the device: one block a row, in the order and with the tie rules of ops/cpu/sample.h.
 //
-// Sums of weights are exact: a weight in [0, 1] is held as an integer number of 2^-shift, with the shift as large as
-// the vocabulary lets a 64-bit sum be. So neither the order of the threads nor the batch changes a result. The cut of
-// the ranking is found by radix selection over the weights' bits, ten at a time.
+// The same logits give the same token on both: edits and weights are the CPU's, operation for operation, and sums of
+// weights are exact but for 2^-61 of their total: a weight is held as an integer number of 2^-shift, with the shift as
+// large as the row's total lets a 64-bit sum be. So neither the order of the threads nor the batch changes a result.
+// The cut of the ranking is found by radix selection over the weights' bits, ten at a time.
 #include <cmath>
 
 #include "ops/cuda/sample_args.h"
@@ -129,10 +130,8 @@ __device__ uint64_t block_scan(uint64_t value, uint64_t& total, Shared& shared) 
   return before;
 }
 
-// log(sum exp(x)). The sums of each thread and warp come in a fixed order.
-__device__ double log_sum_exp(const float* x, int vocab, float peak, Shared& shared) {
-  double sum = 0;
-  for (int i = threadIdx.x; i < vocab; i += kThreads) sum += exp(static_cast<double>(x[i]) - static_cast<double>(peak));
+// In a fixed order.
+__device__ double block_sum(double sum, Shared& shared) {
   for (int offset = 16; offset > 0; offset >>= 1) sum += __shfl_xor_sync(0xffffffffu, sum, offset);
   double* const sums = reinterpret_cast<double*>(shared.scan);
   __syncthreads();
@@ -141,7 +140,43 @@ __device__ double log_sum_exp(const float* x, int vocab, float peak, Shared& sha
   double total = 0;
   for (int warp = 0; warp < kThreads / 32; ++warp) total += sums[warp];
   __syncthreads();
-  return static_cast<double>(peak) + log(total);
+  return total;
+}
+
+// log(sum exp(x)).
+__device__ double log_sum_exp(const float* x, int vocab, float peak, Shared& shared) {
+  double sum = 0;
+  for (int i = threadIdx.x; i < vocab; i += kThreads) sum += exp(static_cast<double>(x[i]) - static_cast<double>(peak));
+  return static_cast<double>(peak) + log(block_sum(sum, shared));
+}
+
+// exp of x <= 0 with the bits of ops/cpu/vector_math.h, where the polynomial comes from.
+__device__ float exp_of(float x) {
+  constexpr float kLow = -87.0f, kRoundMagic = 12582912.0f;
+  const float c = fmaxf(kLow, x);
+  const float t = __fmaf_rn(c, 1.44269504f, kRoundMagic);
+  const float n = __fsub_rn(t, kRoundMagic);
+  float r = __fmaf_rn(n, -0.693359375f, c);
+  r = __fmaf_rn(n, 2.12194440e-4f, r);
+  float q = __fmaf_rn(0.0013942160876467824f, r, 0.008363775908946991f);
+  q = __fmaf_rn(q, r, 0.041666362434625626f);
+  q = __fmaf_rn(q, r, 0.16666573286056519f);
+  q = __fmaf_rn(q, r, 0.5f);
+  const float p = __fadd_rn(__fmaf_rn(__fmul_rn(r, r), q, r), 1.0f);
+  const float scale = __uint_as_float((__float_as_uint(t) << 23) + (127u << 23));
+  return x < kLow ? 0.0f : __fmul_rn(p, scale);
+}
+
+// x = weights exp((x - peak) / temperature). The shift of their sums: below 2^62 all together.
+__device__ int exponentiate(float* x, int vocab, float peak, float temperature, Shared& shared) {
+  const float inverse = 1.0f / temperature;
+  double sum = 0;
+  for (int i = threadIdx.x; i < vocab; i += kThreads) {
+    const float weight = exp_of(__fmul_rn(__fsub_rn(x[i], peak), inverse));
+    x[i] = weight;
+    sum += static_cast<double>(weight);
+  }
+  return 62 - (ilogb(block_sum(sum, shared)) + 1);
 }
 
 __device__ bool contains(const int32_t* sorted, int count, int32_t id) {
@@ -167,11 +202,14 @@ __device__ void edit(float* x, int vocab, const SampleRowArgs& row, const int32_
   __syncthreads();
   for (int i = threadIdx.x; i < row.repeat.count; i += kThreads) {
     float& value = x[ids[row.repeat.begin + i]];
-    value = value > 0 ? value / row.repetition_penalty : value * row.repetition_penalty;
+    value = value > 0 ? __fdiv_rn(value, row.repetition_penalty) : __fmul_rn(value, row.repetition_penalty);
   }
   __syncthreads();
-  for (int i = threadIdx.x; i < row.bias.count; i += kThreads) {
-    atomicAdd(x + ids[row.bias.begin + i], values[row.bias.begin + i]);  // an id may come twice
+  const int bias_end = row.bias.begin + row.bias.count;
+  for (int i = row.bias.begin + static_cast<int>(threadIdx.x); i < bias_end; i += kThreads) {
+    const int32_t id = ids[i];
+    if (i > row.bias.begin && ids[i - 1] == id) continue;  // an id may come twice, and is one thread's
+    for (int j = i; j < bias_end && ids[j] == id; ++j) x[id] = __fadd_rn(x[id], values[j]);
   }
   __syncthreads();
   for (int i = threadIdx.x; i < row.banned.count; i += kThreads) x[ids[row.banned.begin + i]] = -INFINITY;
@@ -184,7 +222,7 @@ __device__ void edit(float* x, int vocab, const SampleRowArgs& row, const int32_
 }
 
 __device__ uint64_t fixed(float weight, int shift) {
-  return static_cast<uint64_t>(ldexp(static_cast<double>(weight), shift));
+  return __double2ull_rn(ldexp(static_cast<double>(weight), shift));
 }
 
 struct End {
@@ -351,11 +389,9 @@ __global__ void __launch_bounds__(kThreads) sample_kernel(const SampleArgs args)
   }
   int32_t token = peak.id;
   if (row.temperature > 0) {
-    const float inverse = 1.0f / row.temperature;
-    for (int i = threadIdx.x; i < args.vocab; i += kThreads) x[i] = expf((x[i] - peak.value) * inverse);
-    __syncthreads();
-    const Cut cut = find_cut(x, args.vocab, args.shift, row, shared);
-    token = draw(x, args.vocab, args.shift, cut, row.uniform, shared);
+    const int shift = exponentiate(x, args.vocab, peak.value, row.temperature, shared);
+    const Cut cut = find_cut(x, args.vocab, shift, row, shared);
+    token = draw(x, args.vocab, shift, cut, row.uniform, shared);
   }
   if (threadIdx.x != 0) return;
   out.token = token;

@@ -32,8 +32,8 @@ struct SampleRowOut {
 struct SampleArgs {
   float* logits;
   int64_t stride;
-  int vocab, shift;  // a weight is held in units of 2^-shift
-  float* raw;        // [rows, vocab], for rows that want the chosen token's logprob after their logits were changed
+  int vocab;
+  float* raw;  // [rows, vocab], for rows that want the chosen token's logprob after their logits were changed
   const SampleRowArgs* rows;
   const int32_t* ids;
   const float* values;

@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """Reads every #include of the project and fails where one points upwards (docs/ARCHITECTURE.md has the directions).
 
-Also: no device #ifdef outside the backend registry and ops/cuda, and public headers include the standard library only.
+Also: no device #ifdef outside the backend registry and ops/cuda, public headers include the standard library only, and
+every operation of ops/cpu has its twin in the file of the same name in ops/cuda.
 """
 import os
 import re
@@ -33,6 +34,7 @@ HOST, DEVICE = {"text", "cache", "sched"}, {"ops", "nn", "models", "runner"}
 INCLUDE = re.compile(r'^\s*#\s*include\s*(["<])([^">]+)[">]')
 DEVICE_IF = re.compile(r"^\s*#\s*(if|ifdef|ifndef|elif)\b.*(CUDA|HIP_)")
 DEVICE_IF_ALLOWED = {"src/ops/backend_registry.cc"}
+OPERATION = re.compile(r"^[^\s/#].*?\b(?:Cpu|Cuda)Backend::(\w+)\(", re.MULTILINE)
 
 
 def module_of_file(path):
@@ -100,8 +102,30 @@ def check_file(path):
     return problems
 
 
+def operations(folder):
+    """{file name without its ending: names of the backend's functions defined there}."""
+    found = {}
+    for name in sorted(os.listdir(os.path.join(ROOT, folder))):
+        stem, ending = os.path.splitext(name)
+        if ending in (".cc", ".cu"):
+            with open(os.path.join(ROOT, folder, name), encoding="utf-8") as file:
+                found.setdefault(stem, set()).update(OPERATION.findall(file.read()))
+    return found
+
+
+def check_twins():
+    twins = operations("src/ops/cuda")
+    problems = []
+    for stem, names in operations("src/ops/cpu").items():
+        if stem == "cpu_backend":
+            continue
+        for name in sorted(names - twins.get(stem, set())):
+            problems.append(f"src/ops/cpu/{stem}.cc: {name}() has no twin in src/ops/cuda/{stem}.cu or .cc")
+    return problems
+
+
 def main():
-    problems, files = [], 0
+    problems, files = check_twins(), 0
     for top in ("include", "src", "apps", "examples", "bindings"):
         for folder, _, names in os.walk(os.path.join(ROOT, top)):
             for name in sorted(names):

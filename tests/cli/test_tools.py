@@ -33,7 +33,8 @@ class Checks(unittest.TestCase):
                   ("src/sched/scheduler.h", '#include "ops/backend.h"\n', "different columns"),
                   ("include/tokenmill/error.h", '#include "base/check.h"\n', "public header"),
                   ("src/ops/cpu/cpu_backend.h", '#include "ops/cuda/x.h"\n', "may not include ops/cuda/"),
-                  ("src/base/check.h", "#ifdef __CUDACC__\n", "device #if"))
+                  ("src/base/check.h", "#ifdef __CUDACC__\n", "device #if"),
+                  ("src/ops/cpu/norm.cc", "void CpuBackend::layer_norm(Matrix x) {}\n", "layer_norm() has no twin"))
         for path, text, message in faults:
             self.append(path, text)
             result = self.check("check_includes.py")

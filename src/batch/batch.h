@@ -65,6 +65,12 @@ struct SamplingRow {
   const std::vector<int32_t>* logprob_ids = nullptr;  // logprobs of these ids
 };
 
+// A token that the step before has drawn and that the host does not know yet: Batch::tokens holds 0 in its place.
+struct SlotToken {
+  int32_t token_index = 0;  // into Batch::tokens
+  int32_t slot = 0;         // index of its SamplingRow in the step before
+};
+
 struct Batch {
   uint64_t step = 0;
   std::vector<int32_t> tokens;     // all rows' new tokens, row after row
@@ -76,6 +82,7 @@ struct Batch {
   // where the block lies behind the window and is not held. Empty: these layers are held as all others are.
   std::vector<int32_t> window_tables;
   std::vector<BlockCopy> window_copies;
+  std::vector<SlotToken> slot_tokens;  // empty unless the step is launched before the one before it is committed
   std::vector<SamplingRow> sampling;   // rows that finish their prompt or decode this step
   std::vector<int32_t> sampling_rows;  // index into rows, one a SamplingRow
 

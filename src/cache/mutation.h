@@ -15,6 +15,7 @@ enum class Mutation {
   kDuplicateFreedEarly = 3,  // a duplicate goes while the scheduled step still reads and writes it
   kFailedStepKept = 4,       // what a failed step should have written stays in the tree
   kWindowFreedEarly = 6,     // a window block goes while the next token still sees it
+  kSlotOfThisStep = 7,       // a token that is not known yet is taken from its sequence's row in the wrong step
   kCopyFromUncommitted = 5,  // rows are copied from blocks that the same step is yet to write
 };
 

@@ -171,6 +171,7 @@ EngineCore::EngineCore(ServerArgs args, EngineParts parts)
                                                   .graph_rows_max = args_.cuda_graph_max_bs.value_or(kGraphRowsDefault),
                                                   .use_graphs = !args_.disable_cuda_graph});
   runner_->backend().set_warning_sink([this](const std::string& line) { logger_.warning(line); });
+  overlap_ = runner_->backend().overlaps() && !args_.disable_overlap_schedule;
   kv_shape_ = runner_->kv_shape();
   kv_block_bytes_ = runner_->block_bytes();
   SchedulerOptions options = scheduler_options(args_, num_blocks, tokenizer_, logger_);
@@ -220,16 +221,27 @@ bool EngineCore::wait_for_work() {
   const auto ready = [&] {
     return inbox_.stopping || !inbox_.units.empty() || !inbox_.aborts.empty() || !inbox_.tasks.empty();
   };
-  if (!scheduler_->has_work()) inbox_.arrived.wait(lock, ready);
+  if (!scheduler_->has_work() && !in_flight_) inbox_.arrived.wait(lock, ready);
   return !inbox_.stopping;
 }
 
+// With overlap_ a turn launches a step and commits the one before:
+//
+//   device        [forward 1][sample 1][forward 2          ][sample 2][forward 3          ][sample 3]
+//   this thread   … launch 2, wait 1, commit 1, launch sample 2, publish 1 | plan 3, launch 3, wait 2, commit 2, …
+//
+// Masks and penalties see all tokens before theirs: sampling is launched after the commit, while forward still runs.
 bool EngineCore::step() {
   TM_CHECK(scheduler_ != nullptr);
   clock_.begin_step();
+  const bool committed = in_flight_.has_value();
   admit();
   clock_.end_part(StepClock::kAdmit);
-  const Batch* const batch = scheduler_->schedule();
+  const Batch* batch = in_flight_ ? scheduler_->schedule_ahead() : nullptr;
+  if (batch == nullptr) {
+    finish_step();
+    batch = scheduler_->schedule();
+  }
   clock_.end_part(StepClock::kSchedule);
   if (batch != nullptr) execute(*batch);
   if (check_every_step_) scheduler_->check_integrity();
@@ -240,7 +252,7 @@ bool EngineCore::step() {
   if (args_.show_time_cost) {
     if (const auto line = clock_.report(args_.decode_log_interval)) logger_.info(*line);
   }
-  return batch != nullptr || told;
+  return batch != nullptr || committed || told;
 }
 
 // A scheduler that has work, runs nothing and ends nothing would spin for ever.
@@ -287,6 +299,7 @@ void EngineCore::admit() {
       scheduler_->abort(state->first_sequence_id + static_cast<uint64_t>(i), "The request was aborted.");
     }
   }
+  if (!tasks.empty()) finish_step();  // they may look at anything
   for (std::packaged_task<bool()>& task : tasks) task();
 }
 
@@ -301,15 +314,11 @@ bool EngineCore::flush_between_steps() {
   return false;
 }
 
-// One forward pass and its commit. What the model cannot compute ends this step's requests; what breaks an invariant or
-// the device, or runs out of memory, ends the engine.
-void EngineCore::execute(const Batch& batch) {
-  StepResult result;
+// What work throws, where that ends a step's requests only; what breaks an invariant or the device, or runs out of
+// memory, ends the engine.
+std::optional<std::string> EngineCore::failure_of(const std::function<void()>& work) const {
   try {
-    ModelRunner::InFlight step = runner_->forward(batch);
-    clock_.end_part(StepClock::kForward);
-    runner_->sample(step, batch.sampling);
-    result = runner_->wait(std::move(step));
+    work();
   } catch (const InvariantError&) {
     throw;
   } catch (const DeviceError&) {
@@ -317,11 +326,40 @@ void EngineCore::execute(const Batch& batch) {
   } catch (const std::bad_alloc&) {
     throw;
   } catch (const std::exception& error) {
-    logger_.error(fmt::format("Step {} failed, its requests end: {}", batch.step, error.what()));
-    scheduler_->fail(batch.step, std::string("The forward pass failed: ") + error.what());
+    return error.what();
+  }
+  return std::nullopt;
+}
+
+// Launches one step. Commits the one before it, if that is still in flight, else this one itself.
+void EngineCore::execute(const Batch& batch) {
+  std::optional<ModelRunner::InFlight> launched;
+  std::optional<std::string> failure = failure_of([&] { launched = runner_->forward(batch); });
+  clock_.end_part(StepClock::kForward);
+  finish_step();
+  // Edits wait for the forward pass; what has been committed should not.
+  const auto has_edit = [](const SamplingRow& row) { return row.logit_edit != nullptr; };
+  if (overlap_ && std::ranges::any_of(batch.sampling, has_edit)) {
+    publish();
+    clock_.end_part(StepClock::kPublish);
+  }
+  if (!failure) failure = failure_of([&] { runner_->sample(*launched, batch.sampling); });
+  if (failure) {
+    logger_.error(fmt::format("Step {} failed, its requests end: {}", batch.step, *failure));
+    scheduler_->fail(batch.step, "The forward pass failed: " + *failure);
     clock_.end_part(StepClock::kForward);
     return;
   }
+  clock_.end_part(overlap_ ? StepClock::kForward : StepClock::kSample);
+  in_flight_ = std::move(launched);
+  if (!overlap_) finish_step();
+}
+
+// Waits for the step in flight, if any, and commits it.
+void EngineCore::finish_step() {
+  if (!in_flight_) return;
+  const StepResult result = runner_->wait(std::move(*in_flight_));
+  in_flight_.reset();
   clock_.end_part(StepClock::kSample);
   scheduler_->commit(result);
   clock_.end_part(StepClock::kCommit);
@@ -415,6 +453,7 @@ void EngineCore::shutdown() {
   if (!threaded) outputs_.drain();
   outputs_.release_tokenizer();
   sequences_.clear();
+  in_flight_.reset();
   scheduler_.reset();
   runner_.reset();
   trace_.reset();

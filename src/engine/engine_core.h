@@ -148,6 +148,8 @@ class EngineCore {
   bool wait_for_work();
   void admit();
   void execute(const Batch& batch);
+  void finish_step();
+  std::optional<std::string> failure_of(const std::function<void()>& work) const;
   bool publish();
   void measure(const SequenceEvent& event, LiveSequence& sequence, std::chrono::steady_clock::time_point now);
   void on_first_admission(uint64_t sequence_id, double queued_seconds, int64_t cached_tokens);
@@ -206,6 +208,8 @@ class EngineCore {
 
   std::unique_ptr<ModelRunner> runner_;
   std::unique_ptr<Scheduler> scheduler_;
+  bool overlap_ = false;                                  // a step is launched before the one before it is committed
+  std::optional<ModelRunner::InFlight> in_flight_;        // engine thread; with overlap_: the step to be committed
   std::unordered_map<uint64_t, LiveSequence> sequences_;  // engine thread
   uint64_t next_sequence_id_ = 1;
   int64_t idle_turns_ = 0;

@@ -12,7 +12,8 @@ namespace tokenmill {
 
 class StepClock {
  public:
-  // On a device kForward launches the step and kSample waits for it: the device idles in all the others.
+  // On a device kForward launches the step and kSample waits for it, or with overlap for the one before it. Without
+  // overlap the device idles in all the others.
   enum Part { kAdmit, kSchedule, kForward, kSample, kCommit, kPublish, kNumParts };
   static constexpr const char* kPartNames[kNumParts] = {"admit", "schedule", "forward", "sample", "commit", "publish"};
 

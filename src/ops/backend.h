@@ -151,7 +151,7 @@ class Backend {
   // --- one step -----------------------------------------------------------------------------------------------------
   // Remembers the step's rows for rope_kv_write and attention; called once a step before them. What a window table's
   // entries of -1 would hold is read by nobody: attention() over such a layer looks at no key that all its queries'
-  // windows leave out.
+  // windows leave out. Tokens of batch.slot_tokens are taken from the slots of launch_sample(); only where overlaps().
   virtual void plan(const Batch& batch, int32_t page_size) = 0;
   virtual void embed(std::span<const int32_t> ids, const Weight& table, float scale, Matrix out) = 0;
   // Rows `rows[i]` of x to row i of out.
@@ -189,6 +189,19 @@ class Backend {
   // Row i of logits [rows.size(), vocab] fp32, destroyed. Order: penalties, bias, bans, temperature, top_k, top_p,
   // min_p, draw; logprobs from the logits as they came.
   virtual void sample(Matrix logits, std::span<const SamplingRow> rows, std::span<SampledToken> out) = 0;
+
+  // Where the device works beside the host, sample() comes in two halves, so that the next step can be planned and
+  // launched before this one's tokens are known here. One step's launches lie between two of collect_samples(), but for
+  // those of a step whose sampling failed half-way: the next from slot 0 on takes their place.
+  virtual bool overlaps() const { return false; }
+  // The rows' tokens (0 where a row has none) are left on the device in slots [first_slot, first_slot + rows.size()) of
+  // num_slots, the step's number of rows, until the next step's launch.
+  virtual void launch_sample(Matrix logits, std::span<const SamplingRow> rows, int32_t first_slot, int32_t num_slots) {
+    (void)logits, (void)rows, (void)first_slot, (void)num_slots;
+    throw DeviceError("This backend's steps do not overlap.");
+  }
+  // Waits for what was launched since the last call: [num_slots], in order.
+  virtual void collect_samples(std::span<SampledToken> out) { (void)out; }
 };
 
 struct CpuOptions {

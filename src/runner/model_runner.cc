@@ -105,8 +105,8 @@ struct ModelRunner::Impl {
   // Lets rows' logit_edits work. An error's text where one threw, whose row stays as it was; empty without any edit.
   std::vector<std::string> edit_logits(Matrix logits, std::span<const SamplingRow> rows);
 
-  // The edits, then the backend's sampling.
-  void sample_rows(Matrix logits, std::span<const SamplingRow> rows, std::span<SampledToken> sampled);
+  // The edits, then the backend's sampling: rows [first, first + rows.size()) of the step.
+  void sample_rows(Matrix logits, std::span<const SamplingRow> rows, size_t first, InFlight& step);
 
   std::vector<float> edited;  // one row of logits on the host
 
@@ -119,11 +119,10 @@ struct ModelRunner::Impl {
   KvPool kv;
   Workspace workspace;
   int64_t max_tokens, chunk_rows;
-  Matrix hidden;        // of the step in flight
+  Matrix hidden;        // of the step launched last
   Matrix graph_logits;  // of its rows, where its graph made them and nothing has overwritten them
   Batch padded;         // what the graph's step runs on
   std::vector<int32_t> token_indices;
-  StepResult result;
 };
 
 template <class Visit>
@@ -149,6 +148,7 @@ void ModelRunner::Impl::forward_graph(const Batch& batch, int64_t bucket) {
   padded.rows = batch.rows;
   padded.block_tables = batch.block_tables;
   padded.window_tables = batch.window_tables;
+  padded.slot_tokens = batch.slot_tokens;
   for (int64_t row = rows; row < bucket; ++row) {
     padded.rows.push_back({.sequence_id = 0,
                            .q_len = 1,
@@ -209,13 +209,14 @@ ModelRunner::InFlight ModelRunner::forward(const Batch& batch) {
   Impl& impl = *impl_;
   const int64_t tokens = static_cast<int64_t>(batch.tokens.size());
   TM_CHECK(tokens > 0 && tokens <= impl.max_tokens && batch.positions.size() == batch.tokens.size());
+  TM_CHECK(batch.slot_tokens.empty() || impl.backend->overlaps());
   impl.kv.copy_blocks(KvGroup::kFull, batch.copies);
   impl.kv.copy_blocks(KvGroup::kWindow, batch.window_copies);
   impl.graph_logits = {};
-  impl.result = {.step = batch.step, .sampled = {}};
+  const InFlight step{.step = batch.step, .batch = &batch, .sampled = {}, .edit_errors = {}};
   if (impl.has_graph(batch)) {
     impl.forward_graph(batch, bucket_of(tokens, impl.graph_rows_max));
-    return {.step = batch.step, .batch = &batch};
+    return step;
   }
   impl.backend->plan(batch, impl.kv.shape().page_size);
   impl.workspace.reset();
@@ -224,7 +225,7 @@ ModelRunner::InFlight ModelRunner::forward(const Batch& batch) {
   ForwardContext context = impl.context(batch);
   impl.model->forward(context, impl.hidden);
   impl.workspace.rewind(mark);
-  return {.step = batch.step, .batch = &batch};
+  return step;
 }
 
 std::vector<std::string> ModelRunner::Impl::edit_logits(Matrix logits, std::span<const SamplingRow> rows) {
@@ -249,25 +250,26 @@ std::vector<std::string> ModelRunner::Impl::edit_logits(Matrix logits, std::span
   return errors;
 }
 
-void ModelRunner::Impl::sample_rows(Matrix logits, std::span<const SamplingRow> rows, std::span<SampledToken> sampled) {
+void ModelRunner::Impl::sample_rows(Matrix logits, std::span<const SamplingRow> rows, size_t first, InFlight& step) {
   std::vector<std::string> errors = edit_logits(logits, rows);
-  backend->sample(logits, rows, sampled);
-  for (size_t i = 0; i < errors.size(); ++i) {
-    if (errors[i].empty()) continue;
-    sampled[i] = {};
-    sampled[i].invalid = true;
-    sampled[i].error = std::move(errors[i]);
+  if (!errors.empty()) {
+    step.edit_errors.resize(step.sampled.size());
+    std::move(errors.begin(), errors.end(), step.edit_errors.begin() + static_cast<std::ptrdiff_t>(first));
   }
+  if (backend->overlaps()) {
+    backend->launch_sample(logits, rows, static_cast<int32_t>(first), static_cast<int32_t>(step.sampled.size()));
+    return;
+  }
+  backend->sample(logits, rows, std::span(step.sampled).subspan(first, rows.size()));
 }
 
 void ModelRunner::sample(InFlight& step, std::span<const SamplingRow> rows) {
   Impl& impl = *impl_;
-  TM_CHECK(impl.result.step == step.step);
-  impl.result.sampled.assign(rows.size(), SampledToken{});
+  step.sampled.assign(rows.size(), SampledToken{});
   if (impl.graph_logits.rows == static_cast<int64_t>(rows.size()) && !rows.empty()) {
     bool in_order = true;
     for (size_t i = 0; i < rows.size(); ++i) in_order = in_order && rows[i].token_index == static_cast<int32_t>(i);
-    if (in_order) return impl.sample_rows(std::exchange(impl.graph_logits, {}), rows, impl.result.sampled);
+    if (in_order) return impl.sample_rows(std::exchange(impl.graph_logits, {}), rows, 0, step);
   }
   impl.token_indices.clear();
   for (const SamplingRow& row : rows) impl.token_indices.push_back(row.token_index);
@@ -275,14 +277,19 @@ void ModelRunner::sample(InFlight& step, std::span<const SamplingRow> rows) {
   impl.for_each_chunk(context, impl.token_indices, [&](size_t first, Matrix hidden) {
     const Matrix logits = impl.workspace.take(hidden.rows, impl.model->config().vocab_size);
     impl.model->logits(context, hidden, logits);
-    const size_t count = static_cast<size_t>(hidden.rows);
-    impl.sample_rows(logits, rows.subspan(first, count), std::span(impl.result.sampled).subspan(first, count));
+    impl.sample_rows(logits, rows.subspan(first, static_cast<size_t>(hidden.rows)), first, step);
   });
 }
 
 StepResult ModelRunner::wait(InFlight&& step) {
-  TM_CHECK(impl_->result.step == step.step);
-  return std::move(impl_->result);
+  if (impl_->backend->overlaps()) impl_->backend->collect_samples(step.sampled);
+  for (size_t i = 0; i < step.edit_errors.size(); ++i) {
+    if (step.edit_errors[i].empty()) continue;
+    step.sampled[i] = {};
+    step.sampled[i].invalid = true;
+    step.sampled[i].error = std::move(step.edit_errors[i]);
+  }
+  return {.step = step.step, .sampled = std::move(step.sampled)};
 }
 
 std::vector<float> ModelRunner::hidden_states(const InFlight& step, std::span<const int32_t> token_indices) {

@@ -1,12 +1,15 @@
 // Batch -> forward -> sample -> StepResult. Owns the model, the backend, the KV pool and the workspace.
 //
 // forward() launches a step, sample() its sampling (masks may be ready only then), wait() takes the result. On the CPU
-// all three are synchronous.
+// all three are synchronous. The next step may be launched between one's sample() and wait():
+//
+//   forward(1) sample(1) ─► forward(2) wait(1) sample(2) ─► forward(3) wait(2) sample(3) …
 #pragma once
 
 #include <cstdint>
 #include <memory>
 #include <span>
+#include <string>
 #include <vector>
 
 #include "batch/batch.h"
@@ -33,7 +36,9 @@ class ModelRunner {
  public:
   struct InFlight {
     uint64_t step = 0;
-    const Batch* batch = nullptr;
+    const Batch* batch = nullptr;          // until sample()
+    std::vector<SampledToken> sampled;     // [rows of sample()]; where the backend overlaps it is filled by wait()
+    std::vector<std::string> edit_errors;  // as sampled: what a row's logit_edit threw; empty without any edit
   };
 
   // Reserves all memory. Throws Error(kRuntime) "Not enough memory. …".
@@ -43,6 +48,7 @@ class ModelRunner {
   // Records the graphs of steps of up to this many rows now, so that the first requests need not wait for it.
   void prepare_graphs(int64_t rows_max);
 
+  // Tokens of batch.slot_tokens are those of the last sample().
   InFlight forward(const Batch& batch);
   void sample(InFlight& step, std::span<const SamplingRow> rows);
   StepResult wait(InFlight&& step);

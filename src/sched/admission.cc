@@ -139,9 +139,9 @@ Scheduler::Impl::Admitted Scheduler::Impl::try_admit(Sequence& sequence, Budget&
   }
   waiting.remove(sequence);
   if (sequence.tokens.empty()) sequence.tokens = *sequence.spec.prompt;
-  if (rows.num_rows > 0) batch.copies.push_back({rows.block, lease.blocks[shared], rows.num_rows});
+  if (rows.num_rows > 0) step->batch.copies.push_back({rows.block, lease.blocks[shared], rows.num_rows});
   if (rows.num_rows > 0 && options.window > 0) {
-    batch.window_copies.push_back({rows.window_block, lease.window_blocks[shared], rows.num_rows});
+    step->batch.window_copies.push_back({rows.window_block, lease.window_blocks[shared], rows.num_rows});
   }
   sequence.lease = std::move(lease);
   sequence.state = SequenceState::kPrefill;
@@ -157,7 +157,7 @@ Scheduler::Impl::Admitted Scheduler::Impl::try_admit(Sequence& sequence, Budget&
     totals.prompt_tokens += total;
     totals.cached_tokens += matched;
   }
-  plan.cached_tokens += matched;
+  step->cached_tokens += matched;
   running.push_back(&sequence);
   auto it = groups.find(sequence.spec.group);
   if (it != groups.end() && it->second.prompt == Group::Prompt::kNone) {

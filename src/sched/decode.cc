@@ -51,7 +51,7 @@ bool Scheduler::Impl::make_room_for_decodes() {
   for (Sequence* sequence : without) {
     retract(*sequence);
     ++totals.retractions;
-    plan.retracted = true;
+    step->retracted = true;
   }
   for (Sequence* sequence : running) {
     if (!mutated(Mutation::kFreedOneStepEarly)) break;
@@ -94,7 +94,7 @@ void Scheduler::Impl::retract_some() {
   double before = ratio.value();
   ratio.set_after_retraction(decoded, static_cast<int64_t>(running.size()), max_new_tokens);
   totals.retractions += retracted;
-  plan.retracted = true;
+  step->retracted = true;
   log_retraction(retracted, before);
 }
 
@@ -119,9 +119,9 @@ void Scheduler::Impl::add_decode_rows() {
     TM_CHECK(sequence->kv_len + 1 == sequence->num_tokens());
     add_row(*sequence, sequence->kv_len, sequence->kv_len + 1);
     add_sampling_row(*sequence);
-    ++plan.decodes;
+    ++step->decodes;
   }
-  if (plan.decodes > 0) ratio.decode_step();
+  if (step->decodes > 0) ratio.decode_step();
 }
 
 }  // namespace tokenmill

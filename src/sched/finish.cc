@@ -34,18 +34,16 @@ SequenceEvent Scheduler::Impl::event_of(const Sequence& sequence) const {
   return event;
 }
 
-// The sequence and all it holds go; the reference is dead afterwards. Only while no step is in flight.
+// The sequence and all it holds go; the reference is dead afterwards. Only where no step is in flight, or it is in one
+// that was launched behind the step that ended it: then what it holds goes with that one.
 void Scheduler::Impl::end_sequence(Sequence& sequence, SequenceEvent event, FinishReason reason, bool keep_in_cache) {
   TM_CHECK(!in_flight || sequence.state == SequenceState::kWaiting);
+  const bool computing = runs_ahead(sequence);
+  plan_changed = true;
   if (sequence.state == SequenceState::kWaiting) {
     waiting.remove(sequence);
   } else {
-    if (mutated(Mutation::kFreedOneStepEarly) && !sequence.lease.node) sequence.lease.blocks.clear();
-    if (keep_in_cache) {
-      cache.finish(sequence.spec.cache_namespace, sequence.lease, sequence.all_tokens().first(sequence.kv_len));
-    } else {
-      cache.abandon(sequence.lease);
-    }
+    if (!computing) release(sequence, keep_in_cache);
     if (partial == &sequence) partial = nullptr;
     std::erase(running, &sequence);
   }
@@ -62,7 +60,22 @@ void Scheduler::Impl::end_sequence(Sequence& sequence, SequenceEvent event, Fini
     }
     if (--group.members == 0) groups.erase(it);
   }
-  sequences.erase(sequence.spec.id);
+  const auto own = sequences.find(sequence.spec.id);
+  if (computing) {
+    TM_CHECK(sequence.spec.pin.number == 0);
+    sequence.state = SequenceState::kEnded;
+    ended.push_back({std::move(own->second), keep_in_cache});
+  }
+  sequences.erase(own);
+}
+
+void Scheduler::Impl::release(Sequence& sequence, bool keep_in_cache) {
+  if (mutated(Mutation::kFreedOneStepEarly) && !sequence.lease.node) sequence.lease.blocks.clear();
+  if (keep_in_cache) {
+    cache.finish(sequence.spec.cache_namespace, sequence.lease, sequence.all_tokens().first(sequence.kv_len));
+  } else {
+    cache.abandon(sequence.lease);
+  }
 }
 
 // What the sequence has left in the tree is held from now on; refused where too little would be left for others.
@@ -89,31 +102,36 @@ void Scheduler::Impl::abort_now(Sequence& sequence, const std::string& message) 
 }
 
 void Scheduler::Impl::commit(const StepResult& result) {
-  TM_CHECK(in_flight && result.step == batch.step);
-  TM_CHECK(result.sampled.size() == batch.sampling.size());
+  TM_CHECK(in_flight && result.step == step->batch.step);
+  TM_CHECK(result.sampled.size() == step->batch.sampling.size());
   in_flight = false;
+  const std::vector<Ended> wasted = std::exchange(ended, {});
   commit_rows();
-  tokens_since_decode_line += static_cast<int64_t>(batch.sampling.size());
-  if (plan.prefills == 0) {
+  for (const Ended& one : wasted) release(*one.sequence, one.keep_in_cache);
+  tokens_since_decode_line += static_cast<int64_t>(step->batch.sampling.size() - wasted.size());
+  if (step->prefills == 0) {
     ++totals.decode_steps;
     if (totals.decode_steps % options.decode_log_interval == 0) log_decode();
   }
-  for (size_t i = 0; i < batch.sampling.size(); ++i) {
-    commit_token(*batch_sequences[batch.sampling_rows[i]], result.sampled[i]);
+  for (size_t i = 0; i < step->batch.sampling.size(); ++i) {
+    commit_token(*step->sequences[step->batch.sampling_rows[i]], result.sampled[i]);
   }
   apply_aborts();
+  promote_ahead();
 }
 
 // What the step wrote is now there.
 void Scheduler::Impl::commit_rows() {
-  cache.commit(batch.step);
-  for (Sequence* sequence : batch_sequences) {
+  cache.commit(step->batch.step);
+  for (Sequence* sequence : step->sequences) {
     cache.copy_done(sequence->lease);
     cache.settle(sequence->lease);
   }
   std::vector<Sequence*> prefilled;
-  for (Sequence* sequence : batch_sequences) {
-    sequence->kv_len = sequence->scheduled_len;
+  for (size_t row = 0; row < step->sequences.size(); ++row) {
+    Sequence* const sequence = step->sequences[row];
+    if (sequence->state == SequenceState::kEnded) continue;
+    sequence->kv_len = step->batch.rows[row].kv_len;  // scheduled_len may be that of the next step
     cache.trim_window(sequence->lease, sequence->kv_len);
     if (sequence->state != SequenceState::kPrefill || sequence->kv_len < sequence->num_tokens()) continue;
     sequence->state = SequenceState::kDecode;
@@ -128,7 +146,7 @@ void Scheduler::Impl::commit_rows() {
 }
 
 void Scheduler::Impl::commit_token(Sequence& sequence, const SampledToken& sampled) {
-  if (sequence.abort_message) return;
+  if (sequence.abort_message || sequence.state == SequenceState::kEnded) return;
   if (sampled.invalid) {
     // What is computed may be as wrong as the logits: it does not stay.
     end_sequence(sequence, event_of(sequence),
@@ -203,13 +221,16 @@ void Scheduler::Impl::apply_aborts() {
 }
 
 void Scheduler::Impl::fail(uint64_t failed_step, const std::string& message) {
-  TM_CHECK(in_flight && failed_step == batch.step);
+  TM_CHECK(in_flight && !has_ahead && failed_step == step->batch.step);
   in_flight = false;
-  for (Sequence* sequence : batch_sequences) {
+  const std::vector<Ended> wasted = std::exchange(ended, {});
+  for (Sequence* sequence : step->sequences) {
+    if (sequence->state == SequenceState::kEnded) continue;
     std::string why = sequence->abort_message.value_or(message);
     end_sequence(*sequence, event_of(*sequence), aborted(why), /*keep_in_cache=*/false);
   }
   cache.fail(failed_step);
+  for (const Ended& one : wasted) release(*one.sequence, one.keep_in_cache);
   apply_aborts();
 }
 

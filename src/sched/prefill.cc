@@ -3,6 +3,7 @@
 #include <limits>
 
 #include "base/check.h"
+#include "cache/mutation.h"
 #include "sched/scheduler_impl.h"
 
 namespace tokenmill {
@@ -21,13 +22,13 @@ int64_t Scheduler::Impl::chunk_length(int64_t begin, int64_t end, const Budget& 
   const int64_t length = end - begin;
   if (options.chunked_prefill_size <= 0) {
     // A prompt is never cut: one that is over the budget by itself goes alone.
-    return length <= budget.prefill_tokens || plan.prefills == 0 ? length : 0;
+    return length <= budget.prefill_tokens || step->prefills == 0 ? length : 0;
   }
   int64_t most = std::min(budget.chunk_tokens, budget.prefill_tokens);
   if (length <= most) return length;
   int64_t border = (begin + most) / options.page_size * options.page_size;
   if (border > begin) return border - begin;
-  return plan.prefills == 0 ? most : 0;
+  return step->prefills == 0 ? most : 0;
 }
 
 void Scheduler::Impl::continue_partial(Budget& budget) {
@@ -51,13 +52,13 @@ void Scheduler::Impl::continue_partial(Budget& budget) {
 
 void Scheduler::Impl::add_prefill_row(Sequence& sequence, int64_t chunk, Budget& budget) {
   const int64_t end = sequence.kv_len + chunk;
-  cache.enter(sequence.spec.cache_namespace, sequence.lease, sequence.all_tokens().first(end), batch.step);
+  cache.enter(sequence.spec.cache_namespace, sequence.lease, sequence.all_tokens().first(end), step->batch.step);
   add_row(sequence, sequence.kv_len, end);
   if (end == sequence.num_tokens() && sequence.new_tokens_left() > 0) add_sampling_row(sequence);
   if (options.chunked_prefill_size > 0) budget.chunk_tokens -= chunk;
   budget.prefill_tokens -= chunk;
-  ++plan.prefills;
-  plan.new_tokens += chunk;
+  ++step->prefills;
+  step->new_tokens += chunk;
 }
 
 void Scheduler::Impl::add_row(Sequence& sequence, int64_t begin, int64_t end) {
@@ -65,29 +66,46 @@ void Scheduler::Impl::add_row(Sequence& sequence, int64_t begin, int64_t end) {
   row.sequence_id = sequence.spec.id;
   row.q_len = static_cast<int32_t>(end - begin);
   row.kv_len = static_cast<int32_t>(end);
-  row.token_begin = static_cast<int32_t>(batch.tokens.size());
-  row.block_begin = static_cast<int32_t>(batch.block_tables.size());
+  row.token_begin = static_cast<int32_t>(step->batch.tokens.size());
+  row.block_begin = static_cast<int32_t>(step->batch.block_tables.size());
   row.num_blocks = static_cast<int32_t>(blocks_for(end));
   const std::vector<int32_t>& blocks = sequence.lease.blocks;
   TM_CHECK(row.q_len > 0 && row.num_blocks <= static_cast<int64_t>(blocks.size()));
-  batch.tokens.insert(batch.tokens.end(), sequence.tokens.begin() + begin, sequence.tokens.begin() + end);
-  for (int64_t position = begin; position < end; ++position) {
-    batch.positions.push_back(static_cast<int32_t>(position));
+  if (begin == sequence.num_tokens()) {  // the step in flight is drawing it
+    const auto next_slot = static_cast<int32_t>(step->batch.sampling.size());
+    step->batch.slot_tokens.push_back(
+        {row.token_begin, mutated(Mutation::kSlotOfThisStep) ? next_slot : sequence.slot});
+    step->batch.tokens.push_back(0);
+  } else {
+    step->batch.tokens.insert(step->batch.tokens.end(), sequence.tokens.begin() + begin, sequence.tokens.begin() + end);
   }
-  batch.block_tables.insert(batch.block_tables.end(), blocks.begin(), blocks.begin() + row.num_blocks);
+  for (int64_t position = begin; position < end; ++position) {
+    step->batch.positions.push_back(static_cast<int32_t>(position));
+  }
+  step->batch.block_tables.insert(step->batch.block_tables.end(), blocks.begin(), blocks.begin() + row.num_blocks);
   if (options.window > 0) {
     const std::vector<int32_t>& window = sequence.lease.window_blocks;
     TM_CHECK(row.num_blocks <= static_cast<int64_t>(window.size()));
-    batch.window_tables.insert(batch.window_tables.end(), window.begin(), window.begin() + row.num_blocks);
+    step->batch.window_tables.insert(step->batch.window_tables.end(), window.begin(), window.begin() + row.num_blocks);
   }
-  batch.rows.push_back(row);
-  batch_sequences.push_back(&sequence);
+  step->batch.rows.push_back(row);
+  step->sequences.push_back(&sequence);
   sequence.scheduled_len = end;
-  sequence.last_step = batch.step;
+  sequence.last_step = step->batch.step;
 }
 
 // Samples after the last token of the row that was added last.
 void Scheduler::Impl::add_sampling_row(Sequence& sequence) {
+  SamplingRow row;
+  row.token_index = static_cast<int32_t>(step->batch.tokens.size()) - 1;
+  fill_sampling_row(sequence, row);
+  sequence.slot = static_cast<int32_t>(step->batch.sampling.size());
+  step->batch.sampling.push_back(row);
+  step->batch.sampling_rows.push_back(static_cast<int32_t>(step->batch.rows.size()) - 1);
+}
+
+// All but the index: what to do with the logits after all tokens so far.
+void Scheduler::Impl::fill_sampling_row(Sequence& sequence, SamplingRow& row) {
   const SequenceSpec& spec = sequence.spec;
   if (sequence.has_penalty && sequence.counts.prompt_ids.empty()) {
     std::vector<int32_t>& ids = sequence.counts.prompt_ids;
@@ -95,8 +113,6 @@ void Scheduler::Impl::add_sampling_row(Sequence& sequence) {
     std::sort(ids.begin(), ids.end());
     ids.erase(std::unique(ids.begin(), ids.end()), ids.end());
   }
-  SamplingRow row;
-  row.token_index = static_cast<int32_t>(batch.tokens.size()) - 1;
   row.temperature = spec.temperature;
   row.top_k = spec.top_k;
   row.top_p = spec.top_p;
@@ -119,8 +135,6 @@ void Scheduler::Impl::add_sampling_row(Sequence& sequence) {
   row.want_logprob = spec.want_logprob;
   row.top_logprobs = spec.top_logprobs;
   if (!spec.logprob_ids.empty()) row.logprob_ids = &spec.logprob_ids;
-  batch.sampling.push_back(row);
-  batch.sampling_rows.push_back(static_cast<int32_t>(batch.rows.size()) - 1);
 }
 
 // Bans that depend on the output so far: stop ids before min_new_tokens, and the last id of a bad word whose others

@@ -18,6 +18,23 @@ Scheduler::Impl::Impl(SchedulerOptions scheduler_options)
   last_decode_line_seconds = now();
 }
 
+void Scheduler::Impl::Step::clear(uint64_t number) {
+  batch.step = number;
+  batch.tokens.clear();
+  batch.positions.clear();
+  batch.rows.clear();
+  batch.block_tables.clear();
+  batch.copies.clear();
+  batch.window_tables.clear();
+  batch.window_copies.clear();
+  batch.slot_tokens.clear();
+  batch.sampling.clear();
+  batch.sampling_rows.clear();
+  sequences.clear();
+  prefills = decodes = new_tokens = cached_tokens = running_before = 0;
+  retracted = false;
+}
+
 void Scheduler::Impl::add(std::vector<SequenceSpec> specs) {
   std::vector<Sequence*> unit;
   const double time = now();
@@ -49,6 +66,7 @@ void Scheduler::Impl::add(std::vector<SequenceSpec> specs) {
     for (const Sequence* sequence : unit) waiting_deadlines.push_back({deadline, sequence->spec.id});
   }
   waiting.add(unit);
+  plan_changed = true;
 }
 
 void Scheduler::Impl::abort(uint64_t id, const std::string& message) {
@@ -86,6 +104,7 @@ void Scheduler::Impl::expire() {
 void Scheduler::Impl::unpin(uint64_t pin) {
   const auto found = pinned.find(pin);
   if (found == pinned.end()) return;
+  plan_changed = true;
   cache.unpin(found->second);
   pinned.erase(found);
 }
@@ -129,47 +148,38 @@ bool Scheduler::Impl::insert_prefix(const std::string& cache_namespace, TokenSpa
 
 const Batch* Scheduler::Impl::schedule() {
   TM_CHECK(!in_flight);
+  plan_changed = false;
+  steps_ahead = 0;
   expire();
   // Each further round has ended a sequence.
   while (!plan_step()) {
   }
-  if (batch.rows.empty()) return nullptr;
-  if (plan.prefills > 0) {
+  if (step->batch.rows.empty()) return nullptr;
+  if (step->prefills > 0) {
     log_prefill();
     ++totals.prefill_steps;
   }
   ++totals.steps;
   ++next_step;
   in_flight = true;
-  return &batch;
+  return &step->batch;
 }
 
 bool Scheduler::Impl::plan_step() {
-  batch.step = next_step;
-  batch.tokens.clear();
-  batch.positions.clear();
-  batch.rows.clear();
-  batch.block_tables.clear();
-  batch.copies.clear();
-  batch.window_tables.clear();
-  batch.window_copies.clear();
-  batch.sampling.clear();
-  batch.sampling_rows.clear();
-  batch_sequences.clear();
-  plan = {};
+  step->clear(next_step);
   if (idle()) ratio.reset();
 
   waiting.refresh();
   if (options.policy == SchedulePolicy::kPriority) preempt();
   bool room = true;
   if (mixes()) room = make_room_for_decodes();
-  plan.running_before = static_cast<int64_t>(running.size()) - (partial ? 1 : 0);
+  step->running_before = static_cast<int64_t>(running.size()) - (partial ? 1 : 0);
   Budget budget = new_budget();
   if (partial) continue_partial(budget);
-  if (!partial && !plan.retracted && !waiting.empty()) admit(budget);
-  if (plan.prefills == 0 && !mixes()) room = make_room_for_decodes();
-  if (plan.prefills == 0 || mixes()) add_decode_rows();
-  return room || !batch.rows.empty() || idle();
+  if (!partial && !step->retracted && !waiting.empty()) admit(budget);
+  if (step->prefills == 0 && !mixes()) room = make_room_for_decodes();
+  if (step->prefills == 0 || mixes()) add_decode_rows();
+  return room || !step->batch.rows.empty() || idle();
 }
 
 void Scheduler::Impl::check_integrity() const {
@@ -184,21 +194,27 @@ void Scheduler::Impl::check_integrity() const {
     TM_CHECK(in_flight || (sequence->lease.duplicates.empty() && !sequence->lease.copy_source));
   }
   TM_CHECK(sequences.size() == running.size() + static_cast<size_t>(waiting.size()));
+  TM_CHECK(in_flight || (ended.empty() && !has_ahead));
+  for (const Ended& one : ended) leases.push_back(&one.sequence->lease);
   for (const auto& [id, lease] : pinned) leases.push_back(&lease);
   cache.check_integrity(leases);
-  for (size_t row = 0; in_flight && row < batch.rows.size(); ++row) {
-    const BatchRow& batch_row = batch.rows[row];
-    const std::vector<int32_t>& blocks = batch_sequences[row]->lease.blocks;
-    TM_CHECK(std::equal(blocks.begin(), blocks.begin() + batch_row.num_blocks,
-                        batch.block_tables.begin() + batch_row.block_begin));
-    if (options.window == 0) continue;
-    // What the row's first token sees is there.
-    const std::vector<int32_t>& window = batch_sequences[row]->lease.window_blocks;
-    const int64_t first = std::max<int64_t>(0, batch_row.kv_len - batch_row.q_len - options.window + 1);
-    TM_CHECK(std::equal(window.begin(), window.begin() + batch_row.num_blocks,
-                        batch.window_tables.begin() + batch_row.block_begin));
-    for (int64_t i = first / options.page_size; i < batch_row.num_blocks; ++i) TM_CHECK(window[i] >= 0);
+  for (const Step* of : {step.get(), ahead.get()}) {
+    if (of == step.get() ? !in_flight : !has_ahead) continue;
+    for (size_t row = 0; row < of->batch.rows.size(); ++row) {
+      check_row(of->batch.rows[row], of->batch, of->sequences[row]->lease);
+    }
   }
+}
+
+void Scheduler::Impl::check_row(const BatchRow& row, const Batch& batch, const PrefixLease& lease) const {
+  TM_CHECK(std::equal(lease.blocks.begin(), lease.blocks.begin() + row.num_blocks,
+                      batch.block_tables.begin() + row.block_begin));
+  if (options.window == 0) return;
+  // What the row's first token sees is there; a commit meanwhile may have given up what is before.
+  const int64_t first = std::max<int64_t>(0, row.kv_len - row.q_len - options.window + 1) / options.page_size;
+  TM_CHECK(std::equal(lease.window_blocks.begin() + first, lease.window_blocks.begin() + row.num_blocks,
+                      batch.window_tables.begin() + row.block_begin + first));
+  for (int64_t i = first; i < row.num_blocks; ++i) TM_CHECK(lease.window_blocks[i] >= 0);
 }
 
 Scheduler::Scheduler(SchedulerOptions options) : impl_(std::make_unique<Impl>(std::move(options))) {}
@@ -207,6 +223,7 @@ void Scheduler::add(std::vector<SequenceSpec> sequences) { impl_->add(std::move(
 void Scheduler::abort(uint64_t sequence_id, const std::string& message) { impl_->abort(sequence_id, message); }
 bool Scheduler::has_work() const { return !impl_->idle(); }
 const Batch* Scheduler::schedule() { return impl_->schedule(); }
+const Batch* Scheduler::schedule_ahead() { return impl_->schedule_ahead(); }
 void Scheduler::commit(const StepResult& result) { impl_->commit(result); }
 void Scheduler::fail(uint64_t step, const std::string& message) { impl_->fail(step, message); }
 std::vector<SequenceEvent> Scheduler::take_events() { return std::exchange(impl_->events, {}); }

@@ -4,6 +4,10 @@
 //   events
 //
 // One thread. Every step that schedule() returned is answered by exactly one commit() or fail(), in order.
+//
+// Where a device works beside the host, schedule_ahead() plans the next step before the one in flight is committed:
+//
+//   schedule() 1 ─► schedule_ahead() 2 ─► commit(1) ─► schedule_ahead() 3 ─► commit(2) …  null: commit, then schedule()
 #pragma once
 
 #include <cstdint>
@@ -84,8 +88,14 @@ class Scheduler {
   // The next step, or nullptr when nothing can run now (see take_events for requests it had to end).
   // Valid until the matching commit or fail.
   const Batch* schedule();
+  // While one step is in flight: the one after it, where that is no more than the next token of all that go on,
+  // whatever the first one draws (Batch::slot_tokens). nullptr: there is more to do, or too little room. The
+  // SamplingRows hold no more than their indices until the first step's commit; a row whose sequence that commit ends
+  // is computed in vain, and what it holds stays until its own commit.
+  const Batch* schedule_ahead();
   void commit(const StepResult& result);
-  // The step's forward failed: its sequences end with finish = abort(message), what it wrote leaves the cache.
+  // The forward of the step planned last failed, after all before it were committed: its sequences end with finish =
+  // abort(message), what it wrote leaves the cache.
   void fail(uint64_t step, const std::string& message);
   // Events since the last call, in order.
   std::vector<SequenceEvent> take_events();

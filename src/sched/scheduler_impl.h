@@ -1,7 +1,7 @@
 // The scheduler's state and the parts of one step; each part has its own file.
 //
 //   schedule():  admission.cc  preemption, waiting → running      decode.cc  room for decodes, retraction
-//                prefill.cc    chunks → rows of the Batch
+//                prefill.cc    chunks → rows of the Batch         ahead.cc   the step after one that still runs
 //   commit():    finish.cc     tokens → events, ends, cache       scheduler_log.cc  lines and figures
 #pragma once
 
@@ -28,6 +28,8 @@ inline constexpr double kPinnedShareMax = 0.75;
 inline constexpr int64_t kSharedUncommittedMin = 32;
 // Admission looks this many tokens ahead at most.
 inline constexpr int64_t kLookaheadTokensMax = 4096;
+// While sequences wait that have found no place, every so many steps are planned with all that is known.
+inline constexpr int64_t kAheadWhileWaitingMax = 16;
 // After a retraction the others have room for about this many steps.
 inline constexpr int64_t kRetractDecodeSteps = 20;
 
@@ -48,6 +50,22 @@ struct Scheduler::Impl {
     int64_t reserved_window = 0;  // blocks of the window group
   };
   enum class Admitted { kYes, kEnded, kStop };
+  struct Step {
+    Batch batch;
+    std::vector<Sequence*> sequences;   // one a row
+    int64_t prefills = 0, decodes = 0;  // rows
+    int64_t new_tokens = 0, cached_tokens = 0;
+    int64_t running_before = 0;
+    bool retracted = false;
+
+    void clear(uint64_t number);
+  };
+  // Ended by a step while its row in the next one already runs, whose token nobody wants: all it holds stays until
+  // then.
+  struct Ended {
+    std::unique_ptr<Sequence> sequence;
+    bool keep_in_cache = false;
+  };
 
   // scheduler.cc
   void add(std::vector<SequenceSpec> specs);
@@ -58,6 +76,7 @@ struct Scheduler::Impl {
   HeldPrefix held_by(uint64_t pin) const;
   bool insert_prefix(const std::string& cache_namespace, TokenSpan tokens, const FillBlock& fill);
   bool plan_step();  // false: a sequence was ended instead, plan again
+  void check_row(const BatchRow& row, const Batch& batch, const PrefixLease& lease) const;
   void check_integrity() const;
   int64_t blocks_for(int64_t tokens) const { return (tokens + options.page_size - 1) / options.page_size; }
   // Window blocks that a sequence holds at most until it has `end` tokens, computed `chunk` at a time.
@@ -100,6 +119,7 @@ struct Scheduler::Impl {
   void add_prefill_row(Sequence& sequence, int64_t chunk, Budget& budget);
   void add_row(Sequence& sequence, int64_t begin, int64_t end);
   void add_sampling_row(Sequence& sequence);
+  void fill_sampling_row(Sequence& sequence, SamplingRow& row);
   const std::vector<int32_t>* dynamic_bans(Sequence& sequence);
 
   // decode.cc
@@ -107,6 +127,13 @@ struct Scheduler::Impl {
   void add_decode_rows();
   void retract(Sequence& sequence);
   void retract_some();
+
+  // ahead.cc
+  const Batch* schedule_ahead();
+  bool needs_whole_plan();
+  bool make_room_ahead(const std::vector<Sequence*>& going_on);
+  bool runs_ahead(const Sequence& sequence) const { return has_ahead && sequence.last_step == ahead->batch.step; }
+  void promote_ahead();
 
   // finish.cc
   void commit(const StepResult& result);
@@ -118,6 +145,7 @@ struct Scheduler::Impl {
   void apply_aborts();
   SequenceEvent event_of(const Sequence& sequence) const;
   void end_sequence(Sequence& sequence, SequenceEvent event, FinishReason reason, bool keep_in_cache);
+  void release(Sequence& sequence, bool keep_in_cache);
   void pin(const Sequence& sequence, FinishReason& reason);
   void abort_now(Sequence& sequence, const std::string& message);
 
@@ -146,16 +174,13 @@ struct Scheduler::Impl {
   std::deque<Deadline> waiting_deadlines, running_deadlines;
   Sequence* partial = nullptr;  // the one running sequence whose prompt is computed in part
 
-  Batch batch;
-  std::vector<Sequence*> batch_sequences;  // one a row
-  bool in_flight = false;
+  std::unique_ptr<Step> step = std::make_unique<Step>();   // being planned or in flight
+  std::unique_ptr<Step> ahead = std::make_unique<Step>();  // with has_ahead: in flight behind `step`
+  bool in_flight = false, has_ahead = false;
+  std::vector<Ended> ended;   // in the last step in flight
+  bool plan_changed = false;  // something may find a place that found none in the last whole plan
+  int64_t steps_ahead = 0;    // since the last whole plan
   uint64_t next_step = 1;
-  struct {
-    int64_t prefills = 0, decodes = 0;  // rows
-    int64_t new_tokens = 0, cached_tokens = 0;
-    int64_t running_before = 0;
-    bool retracted = false;
-  } plan;  // of this step
 
   std::vector<SequenceEvent> events;
   SchedulerStats totals;

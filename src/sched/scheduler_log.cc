@@ -39,16 +39,16 @@ void Scheduler::Impl::log(const std::string& line) const {
 }
 
 void Scheduler::Impl::log_prefill() {
-  logged_new_tokens += plan.new_tokens;
-  logged_cached_tokens += plan.cached_tokens;
+  logged_new_tokens += step->new_tokens;
+  logged_cached_tokens += step->cached_tokens;
   if (!options.log_info) return;
   double hit_rate =
       100.0 * static_cast<double>(logged_cached_tokens) / static_cast<double>(logged_new_tokens + logged_cached_tokens);
   std::string line = "Prefill batch";
-  if (plan.decodes > 0) line += format("(mixed #running-req: %lld)", ll(plan.decodes));
+  if (step->decodes > 0) line += format("(mixed #running-req: %lld)", ll(step->decodes));
   line += format(". #new-seq: %lld, #new-token: %lld, #cached-token: %lld, cache hit rate: %.2f%%, token usage: %.2f, ",
-                 ll(plan.prefills), ll(plan.new_tokens), ll(plan.cached_tokens), hit_rate, token_usage());
-  if (plan.decodes == 0) line += format("#running-req: %lld, ", ll(plan.running_before));
+                 ll(step->prefills), ll(step->new_tokens), ll(step->cached_tokens), hit_rate, token_usage());
+  if (step->decodes == 0) line += format("#running-req: %lld, ", ll(step->running_before));
   log(line + format("#queue-req: %lld", ll(waiting.size())));
 }
 

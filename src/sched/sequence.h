@@ -14,7 +14,7 @@
 
 namespace tokenmill {
 
-enum class SequenceState { kWaiting, kPrefill, kDecode };
+enum class SequenceState { kWaiting, kPrefill, kDecode, kEnded };  // kEnded: see Scheduler::Impl::Ended
 
 struct Sequence {
   SequenceSpec spec;
@@ -24,7 +24,7 @@ struct Sequence {
   std::vector<int32_t> tokens;
   int64_t num_outputs = 0;
   int64_t kv_len = 0;         // tokens whose K/V is computed and committed
-  int64_t scheduled_len = 0;  // the same after the step in flight
+  int64_t scheduled_len = 0;  // the same after the last step in flight
   PrefixLease lease;
 
   // Waiting.
@@ -38,6 +38,7 @@ struct Sequence {
   int64_t num_retractions = 0;
   double added_seconds = 0;                  // when it was added, for on_first_admission
   uint64_t last_step = 0;                    // the last step it was in
+  int32_t slot = 0;                          // its SamplingRow in that step
   std::optional<std::string> abort_message;  // aborted while a step was in flight
 
   // Sampling.

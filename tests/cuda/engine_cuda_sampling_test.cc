@@ -55,6 +55,7 @@ class WatchedBackend final : public ForwardingBackend {
  public:
   WatchedBackend(std::unique_ptr<Backend> inner, Draws& draws) : ForwardingBackend(std::move(inner)), draws_(draws) {}
 
+  bool overlaps() const override { return false; }  // whose sampling is one call
   void sample(Matrix logits, std::span<const SamplingRow> rows, std::span<SampledToken> out) override {
     const size_t width = static_cast<size_t>(logits.cols);
     std::vector<float> values(rows.size() * width);

@@ -11,7 +11,10 @@ tm_test(engine_scenarios_test
           ${CMAKE_CURRENT_LIST_DIR}/engine_memory_test.cc ${CMAKE_CURRENT_LIST_DIR}/engine_lists_test.cc
           ${CMAKE_CURRENT_LIST_DIR}/engine_oracle_test.cc ${CMAKE_CURRENT_LIST_DIR}/engine_batch_test.cc
           ${CMAKE_CURRENT_LIST_DIR}/engine_metrics_test.cc
-          ${CMAKE_CURRENT_LIST_DIR}/engine_coroutine_test.cc
+          ${CMAKE_CURRENT_LIST_DIR}/engine_coroutine_test.cc ${CMAKE_CURRENT_LIST_DIR}/engine_overlap_test.cc
   LIBS shadow_model)
+# All of them again with each step launched before the one before it is committed.
+add_test(NAME engine_scenarios_overlap_test COMMAND engine_scenarios_test)
+set_tests_properties(engine_scenarios_overlap_test PROPERTIES ENVIRONMENT "TOKENMILL_SCENARIO_OVERLAP=1" TIMEOUT 600)
 tm_test(engine_bits_test SOURCES ${CMAKE_CURRENT_LIST_DIR}/engine_bits_test.cc
         ${CMAKE_SOURCE_DIR}/tests/models/quantized_checkpoint.cc ${CMAKE_SOURCE_DIR}/src/verify/probe.cc LIBS shadow_model TIMEOUT 1800)

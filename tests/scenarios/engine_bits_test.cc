@@ -18,18 +18,21 @@
 #include "models/packing.h"
 #include "models/quantized_checkpoint.h"
 #include "scenarios/shadow_model.h"
+#include "util/beside_backend.h"
 #include "verify/probe.h"
 
 namespace tokenmill::testing {
 namespace {
 
-// An engine over an opened checkpoint, ids in and out.
-OpenEngine open_engine(const Checkpoint& checkpoint, const std::string& dtype, ServerArgs args) {
+// An engine over an opened checkpoint, ids in and out. overlap: each step is launched before the one before it is
+// committed.
+OpenEngine open_engine(const Checkpoint& checkpoint, const std::string& dtype, ServerArgs args, bool overlap = false) {
   args.model_path = "model";
   args.skip_tokenizer_init = true;
   args.random_seed = 7;
   EngineParts parts;
   parts.backend = make_cpu_backend({.num_threads = static_cast<int>(args.num_threads.value_or(1)), .isa = ""});
+  if (overlap) parts.backend = std::make_unique<BesideBackend>(std::move(parts.backend));
   parts.model =
       load_model(checkpoint, *parts.backend, choose_packing(dtype, checkpoint.config(), *parts.backend), nullptr);
   parts.log_sink = [](LogLevel, const std::string&) {};
@@ -110,12 +113,15 @@ void expect_same_bits_every_way(const Checkpoint& checkpoint, const std::string&
   const auto want = one_by_one(checkpoint, dtype, requests);
   struct Way {
     int64_t threads, page, chunk;
+    bool overlap = false;
   };
-  for (const auto& [threads, page, chunk] : {Way{1, 1, 13}, Way{2, 16, 512}, Way{2, 32, 13}}) {
-    const std::string where = std::to_string(threads) + " threads, page_size " + std::to_string(page);
+  for (const auto& [threads, page, chunk, overlap] :
+       {Way{1, 1, 13}, Way{2, 16, 512}, Way{2, 32, 13}, Way{2, 16, 512, true}, Way{1, 32, 13, true}}) {
+    const std::string where =
+        std::to_string(threads) + " threads, page_size " + std::to_string(page) + (overlap ? ", overlapped" : "");
     OpenEngine open = open_engine(
         checkpoint, dtype,
-        {.max_total_tokens = 4096, .chunked_prefill_size = chunk, .page_size = page, .num_threads = threads});
+        {.max_total_tokens = 4096, .chunked_prefill_size = chunk, .page_size = page, .num_threads = threads}, overlap);
     expect_same(open.engine.generate(requests), want, "in a batch, " + where);
     const auto again = open.engine.generate(requests);
     expect_same(again, want, "after a cache hit, " + where);
@@ -124,15 +130,17 @@ void expect_same_bits_every_way(const Checkpoint& checkpoint, const std::string&
     }
     open.core->check_integrity();
   }
-  OpenEngine open =
-      open_engine(checkpoint, dtype,
-                  {.max_total_tokens = 112, .schedule_conservativeness = 0.05, .page_size = 16, .num_threads = 2});
-  const auto outputs = open.engine.generate(requests);
-  expect_same(outputs, want, "in a small pool");
-  EXPECT_GT(open.engine.stats().at("retractions"), 0);
-  EXPECT_TRUE(std::any_of(outputs.begin(), outputs.end(),
-                          [](const Output& output) { return output.meta_info.num_retractions > 0; }));
-  open.core->check_integrity();
+  for (const bool overlap : {false, true}) {
+    OpenEngine open = open_engine(
+        checkpoint, dtype,
+        {.max_total_tokens = 112, .schedule_conservativeness = 0.05, .page_size = 16, .num_threads = 2}, overlap);
+    const auto outputs = open.engine.generate(requests);
+    expect_same(outputs, want, "in a small pool");
+    EXPECT_GT(open.engine.stats().at("retractions"), 0);
+    EXPECT_TRUE(std::any_of(outputs.begin(), outputs.end(),
+                            [](const Output& output) { return output.meta_info.num_retractions > 0; }));
+    open.core->check_integrity();
+  }
 }
 
 const std::filesystem::path kTinyFolder = std::filesystem::path(TOKENMILL_TEST_DATA) / "tiny";

@@ -17,7 +17,7 @@ static_assert(TOKENMILL_MUTATION != 0);
 
 std::string violation(bool check_integrity) {
   try {
-    simulate(/*first_seed=*/1, /*steps=*/100000, check_integrity);
+    simulate(/*first_seed=*/1, /*steps=*/100000, check_integrity, mutated(Mutation::kSlotOfThisStep));
   } catch (const Violation& error) {
     return error.what();
   } catch (const InvariantError& error) {

@@ -8,7 +8,7 @@ target_compile_definitions(text_scenario_test PRIVATE TOKENMILL_TEST_SCENARIOS="
 
 # One binary a mutation (src/cache/mutation.h), each with its own copy of the two modules.
 file(GLOB mutation_sources CONFIGURE_DEPENDS ${CMAKE_SOURCE_DIR}/src/cache/*.cc ${CMAKE_SOURCE_DIR}/src/sched/*.cc)
-foreach(mutation 1 2 3 4 5 6)
+foreach(mutation 1 2 3 4 5 6 7)
   tm_test(mutation_${mutation}_test SOURCES ${CMAKE_CURRENT_LIST_DIR}/mutation_test.cc
           ${CMAKE_CURRENT_LIST_DIR}/simulation.cc ${CMAKE_CURRENT_LIST_DIR}/script.cc ${mutation_sources} LIBS tm_text tm_batch tm_base)
   target_compile_definitions(mutation_${mutation}_test PRIVATE TOKENMILL_MUTATION=${mutation})

@@ -2,8 +2,10 @@
 
 #include <functional>
 #include <map>
+#include <optional>
 #include <sstream>
 #include <stdexcept>
+#include <utility>
 
 #include "scenarios/shadow_device.h"
 
@@ -46,13 +48,14 @@ class Player {
 
   void play() {
     for (const ScriptOp& op : script_.ops) play(op);
-    commit({});
+    commit_all();
     for (int step = 0; scheduler_->has_work(); ++step) {
       if (step > 20000) throw std::runtime_error("does not come to an end");
       schedule({});
       commit({});
     }
     for (uint64_t pin = 1; pin < 10000; ++pin) scheduler_->unpin(pin);
+    commit_all();
     if (!scheduler_->flush_cache()) throw std::runtime_error("the cache was not flushed");
     const SchedulerStats stats = scheduler_->stats();
     if (stats.blocks_free != stats.blocks_total) throw std::runtime_error("blocks are lost");
@@ -66,11 +69,14 @@ class Player {
         for (const SequenceSpec& spec : op.unit) live_[spec.id] = {expected_output(spec, script_.vocab_size), 0};
         return scheduler_->add(op.unit);
       case Kind::kSchedule:
-        commit({});
+        commit_all();
         return schedule(op.numbers);
+      case Kind::kAhead:
+        return ahead(op.numbers);
       case Kind::kCommit:
         return commit(op.numbers);
       case Kind::kFail:
+        if (ahead_ != nullptr) commit({});
         if (batch_ == nullptr) return;
         device_.spoil(*batch_);
         scheduler_->fail(std::exchange(batch_, nullptr)->step, "the device failed");
@@ -84,27 +90,51 @@ class Player {
   }
 
   void schedule(const std::vector<uint64_t>& faults) {
+    if (!std::exchange(ahead_missed_, false)) clock_ += 1;
+    plan(faults, [&] { batch_ = scheduler_->schedule(); });
+    if (batch_ == nullptr) return check();
+    device_.launch(*batch_);
+  }
+
+  void ahead(const std::vector<uint64_t>& faults) {
+    if (batch_ == nullptr || ahead_ != nullptr) return;
+    sample();
     clock_ += 1;
+    plan(faults, [&] { ahead_ = scheduler_->schedule_ahead(); });
+    ahead_missed_ = ahead_ == nullptr;
+    if (ahead_ != nullptr) device_.launch(*ahead_);
+  }
+
+  template <class Plan>
+  void plan(const std::vector<uint64_t>& faults, Plan how) {
     acquires_ = 0;
     faults_ = &faults;
-    batch_ = scheduler_->schedule();
+    how();
     faults_ = nullptr;
     if (check_integrity_) scheduler_->check_integrity();
-    if (batch_ == nullptr) check();
+  }
+
+  void sample() {
+    if (!result_) result_ = device_.sample(*batch_);
   }
 
   void commit(const std::vector<uint64_t>& invalid) {
     if (batch_ == nullptr) return;
-    StepResult result = device_.run(*batch_);
-    for (size_t i = 0; i < result.sampled.size(); ++i) {
+    sample();
+    for (size_t i = 0; i < result_->sampled.size(); ++i) {
       const uint64_t id = batch_->rows[batch_->sampling_rows[i]].sequence_id;
       if (std::find(invalid.begin(), invalid.end(), id) == invalid.end()) continue;
-      result.sampled[i] = {};
-      result.sampled[i].invalid = true;
+      result_->sampled[i] = {};
+      result_->sampled[i].invalid = true;
     }
-    batch_ = nullptr;
-    scheduler_->commit(result);
+    scheduler_->commit(*result_);
+    result_.reset();
+    batch_ = std::exchange(ahead_, nullptr);
     check();
+  }
+
+  void commit_all() {
+    while (batch_ != nullptr) commit({});
   }
 
   void check() {
@@ -131,7 +161,9 @@ class Player {
   bool check_integrity_;
   ShadowDevice device_;
   std::unique_ptr<Scheduler> scheduler_;
-  const Batch* batch_ = nullptr;
+  const Batch *batch_ = nullptr, *ahead_ = nullptr;  // in flight
+  std::optional<StepResult> result_;                 // of batch_
+  bool ahead_missed_ = false;
   std::map<uint64_t, std::pair<std::vector<int32_t>, size_t>> live_;
   const std::vector<uint64_t>* faults_ = nullptr;
   uint64_t acquires_ = 0;
@@ -341,7 +373,7 @@ std::string to_text(const Script& script) {
   }
   out << '\n';
   for (const ScriptOp& op : script.ops) {
-    static constexpr const char* kNames[] = {"submit", "schedule", "commit", "fail", "abort", "unpin"};
+    static constexpr const char* kNames[] = {"submit", "schedule", "commit", "fail", "abort", "unpin", "ahead"};
     out << kNames[static_cast<int>(op.kind)];
     for (const SequenceSpec& spec : op.unit) {
       if (&spec != op.unit.data()) out << " |";
@@ -351,9 +383,9 @@ std::string to_text(const Script& script) {
       }
     }
     if (!op.numbers.empty()) {
-      out << (op.kind == Kind::kSchedule ? " faults="
-              : op.kind == Kind::kCommit ? " invalid="
-                                         : " ")
+      out << (op.kind == Kind::kSchedule || op.kind == Kind::kAhead ? " faults="
+              : op.kind == Kind::kCommit                            ? " invalid="
+                                                                    : " ")
           << list_text(op.numbers);
     }
     out << '\n';
@@ -362,9 +394,9 @@ std::string to_text(const Script& script) {
 }
 
 Script script_from_text(const std::string& text) {
-  static const std::map<std::string, Kind> kinds = {{"submit", Kind::kSubmit}, {"schedule", Kind::kSchedule},
-                                                    {"commit", Kind::kCommit}, {"fail", Kind::kFail},
-                                                    {"abort", Kind::kAbort},   {"unpin", Kind::kUnpin}};
+  static const std::map<std::string, Kind> kinds = {
+      {"submit", Kind::kSubmit}, {"schedule", Kind::kSchedule}, {"commit", Kind::kCommit}, {"fail", Kind::kFail},
+      {"abort", Kind::kAbort},   {"unpin", Kind::kUnpin},       {"ahead", Kind::kAhead}};
   Script script;
   std::istringstream lines(text);
   for (std::string line; std::getline(lines, line);) {

@@ -4,6 +4,7 @@
 //   options page_size=4 num_blocks=16 policy=0 …
 //   submit id=1 prompt=5,5,7 new=3 group=1 | id=2 …     one unit
 //   schedule [faults=0,2]      which acquisitions of blocks fail
+//   ahead [faults=0,2]         plans and launches the step after the one in flight
 //   commit [invalid=1]         whose logits are no numbers
 //   fail · abort 1 · unpin 1
 #pragma once
@@ -17,10 +18,10 @@
 namespace tokenmill::testing {
 
 struct ScriptOp {
-  enum class Kind { kSubmit, kSchedule, kCommit, kFail, kAbort, kUnpin };
+  enum class Kind { kSubmit, kSchedule, kCommit, kFail, kAbort, kUnpin, kAhead };
   Kind kind = Kind::kSchedule;
   std::vector<SequenceSpec> unit;  // kSubmit
-  std::vector<uint64_t> numbers;   // kSchedule: faults; kCommit: invalid ids; kAbort, kUnpin: the id
+  std::vector<uint64_t> numbers;   // kSchedule, kAhead: faults; kCommit: invalid ids; kAbort, kUnpin: the id
 };
 
 struct Script {
@@ -30,7 +31,7 @@ struct Script {
 };
 
 // Plays the script and then runs to the end. "": all is well; else what is wrong. A commit without a step in flight is
-// left out, and a step still in flight is committed before the next, so that every part of a script is one.
+// left out, and steps still in flight are committed before the next, so that every part of a script is one.
 std::string replay(const Script& script, bool check_integrity = true);
 
 // A script that fails, too, with as few commands, sequences and tokens as `tries_max` replays find.

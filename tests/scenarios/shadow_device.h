@@ -53,6 +53,17 @@ class ShadowDevice {
         window_rows_(static_cast<size_t>(window > 0 ? window_blocks : 0) * page_size, kPoison) {}
 
   StepResult run(const Batch& batch) {
+    launch(batch);
+    return sample(batch);
+  }
+
+  // The forward pass; may come before the step before is committed, whose sample() has been called.
+  void launch(const Batch& batch) {
+    tokens_ = batch.tokens;
+    for (const SlotToken& token : batch.slot_tokens) {
+      if (tokens_.at(token.token_index) != 0) throw std::logic_error("a token of a slot is named");
+      tokens_.at(token.token_index) = slots_.at(token.slot);
+    }
     for (const BlockCopy& copy : batch.copies) {
       for (int32_t row = 0; row < copy.num_rows; ++row) {
         slot(copy.target_block, row) = slot(copy.source_block, row);
@@ -66,11 +77,16 @@ class ShadowDevice {
     // As on a real device, all of the step's K/V are written before any row reads.
     for (const BatchRow& row : batch.rows) write(batch, row);
     for (const BatchRow& row : batch.rows) read_window(batch, row);
+  }
+
+  StepResult sample(const Batch& batch) {
     StepResult result;
     result.step = batch.step;
     for (size_t i = 0; i < batch.sampling.size(); ++i) {
       result.sampled.push_back(sample(batch, batch.rows[batch.sampling_rows[i]], batch.sampling[i]));
     }
+    slots_.clear();
+    for (const SampledToken& sampled : result.sampled) slots_.push_back(std::max(0, sampled.token));
     return result;
   }
 
@@ -128,10 +144,10 @@ class ShadowDevice {
       int32_t position = row.kv_len - row.q_len + i;
       if (batch.positions.at(row.token_begin + i) != position) throw std::logic_error("a token's position is wrong");
       int32_t block = batch.block_tables.at(row.block_begin + position / page_size_);
-      slot(block, position % page_size_) = batch.tokens.at(row.token_begin + i);
+      slot(block, position % page_size_) = tokens_.at(row.token_begin + i);
       if (window_ == 0) continue;
       const int32_t window_block = batch.window_tables.at(row.block_begin + position / page_size_);
-      window_slot(window_block, position % page_size_) = batch.tokens.at(row.token_begin + i);
+      window_slot(window_block, position % page_size_) = tokens_.at(row.token_begin + i);
     }
   }
 
@@ -156,6 +172,8 @@ class ShadowDevice {
 
   int32_t page_size_, vocab_size_, window_;
   std::vector<int32_t> rows_, window_rows_;
+  std::vector<int32_t> tokens_;  // of the step launched last
+  std::vector<int32_t> slots_;   // of the step sampled last
 };
 
 // What a sequence must produce, from its tokens alone (stop patterns apart).

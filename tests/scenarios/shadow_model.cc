@@ -13,6 +13,7 @@
 #include "ops/backend_registry.h"
 #include "ops/cpu/kv_layout.h"
 #include "scenarios/shadow_device.h"
+#include "util/beside_backend.h"
 
 #ifdef __SANITIZE_THREAD__
 // libstdc++.so counts an exception's references in code that is not instrumented, so the last release looks like a race
@@ -118,6 +119,7 @@ class ShadowModel final : public Model {
   size_t workspace_bytes(int64_t tokens) const override {
     Workspace measure;
     measure.take(tokens, 3 * kHeadDim);
+    measure.take(tokens, kHeadDim);
     return measure.bytes_peak();
   }
 
@@ -126,9 +128,8 @@ class ShadowModel final : public Model {
     const Batch& batch = context.batch;
     const Matrix qkv = context.workspace.take(hidden.rows, 3 * kHeadDim);
     HostMatrix tokens(context.backend, qkv, false), states(context.backend, hidden, false);
-    for (int64_t t = 0; t < hidden.rows; ++t) {
-      write_token(tokens.host.row<float>(t), batch.tokens[static_cast<size_t>(t)]);
-    }
+    const std::vector<int32_t> ids = tokens_of(context);
+    for (int64_t t = 0; t < hidden.rows; ++t) write_token(tokens.host.row<float>(t), ids[static_cast<size_t>(t)]);
     tokens.store();
     for (int64_t layer = 0; layer < kLayers; ++layer) {
       RopeKvArgs args;
@@ -170,6 +171,17 @@ class ShadowModel final : public Model {
   }
 
  private:
+  // Where the batch does not name all of them, as embed() finds them.
+  std::vector<int32_t> tokens_of(ForwardContext& context) const {
+    if (context.batch.slot_tokens.empty()) return context.batch.tokens;
+    std::vector<int32_t> ids;
+    const Matrix rows = context.workspace.take(static_cast<int64_t>(context.batch.tokens.size()), kHeadDim);
+    context.backend.embed(context.batch.tokens, *options_.ids, 1.0f, rows);
+    const HostMatrix values(context.backend, rows, true);
+    for (int64_t t = 0; t < rows.rows; ++t) ids.push_back(static_cast<int32_t>(values.host.row<float>(t)[0]));
+    return ids;
+  }
+
   // Bytes of the id, which bf16 holds exactly, in k and, in another order, in v.
   static void write_token(float* qkv, int32_t token) {
     std::fill_n(qkv, 3 * kHeadDim, 0.0f);
@@ -222,6 +234,17 @@ class ShadowModel final : public Model {
   ShadowOptions options_;
   ModelConfig config_;
 };
+
+std::shared_ptr<const Weight> pack_ids(Backend& backend, int64_t vocab_size) {
+  std::vector<float> values(static_cast<size_t>(vocab_size * kHeadDim));
+  for (int64_t id = 0; id < vocab_size; ++id) values[static_cast<size_t>(id * kHeadDim)] = static_cast<float>(id);
+  RawTensor tensor;
+  tensor.name = "ids";
+  tensor.shape = {vocab_size, kHeadDim};
+  tensor.data = reinterpret_cast<const std::byte*>(values.data());
+  const RawTensor* const parts[] = {&tensor};
+  return backend.pack(parts, {}, Packing::kFloat32);
+}
 
 }  // namespace
 
@@ -312,6 +335,10 @@ std::shared_ptr<EngineCore> make_shadow_core(ShadowEngineOptions options) {
   if (!options.args.max_total_tokens) options.args.max_total_tokens = 1 << 16;
   EngineParts parts;
   parts.backend = make_backend(*options.args.device, CpuOptions{.num_threads = 1, .isa = ""});
+  if (options.args.device == "cpu" && (options.overlap || std::getenv("TOKENMILL_SCENARIO_OVERLAP") != nullptr)) {
+    parts.backend = std::make_unique<BesideBackend>(std::move(parts.backend));
+  }
+  if (parts.backend->overlaps()) options.model.ids = pack_ids(*parts.backend, options.model.vocab_size);
   parts.model = make_shadow_model(std::move(options.model));
   if (options.tokenizer) parts.tokenizer = make_byte_tokenizer();
   parts.log_sink = [on_log = std::move(options.on_log)](LogLevel, const std::string& line) {

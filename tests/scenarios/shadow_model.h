@@ -22,6 +22,7 @@ struct ShadowOptions {
   int64_t context_length = 16384;
   std::vector<int32_t> eos_token_ids = {};
   Packing packing = Packing::kBFloat16;
+  std::shared_ptr<const Weight> ids = nullptr;  // [vocab_size, 16] id, 0, 0 …: only where steps overlap
   // Called at the start of every forward pass, on the engine thread; may throw or sleep. May be null.
   std::function<void(const Batch&)> on_forward = nullptr;
 };
@@ -36,7 +37,9 @@ std::shared_ptr<const Tokenizer> make_byte_tokenizer();
 
 struct ShadowEngineOptions {
   ShadowOptions model = {};
-  ServerArgs args;                                           // model_path is filled in
+  ServerArgs args;  // model_path is filled in
+  // Each step is launched before the one before it is committed; TOKENMILL_SCENARIO_OVERLAP=1 has all scenarios do so.
+  bool overlap = false;
   bool tokenizer = false;                                    // with make_byte_tokenizer(); else skip_tokenizer_init
   std::function<void(const std::string&)> on_log = nullptr;  // every log line; null: dropped
 };

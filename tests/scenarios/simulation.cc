@@ -1,6 +1,7 @@
 #include "scenarios/simulation.h"
 
 #include <algorithm>
+#include <utility>
 
 namespace tokenmill::testing {
 
@@ -21,6 +22,8 @@ void SimulationCounts::add(const SimulationCounts& other) {
   pins += other.pins;
   pins_refused += other.pins_refused;
   window_evictions += other.window_evictions;
+  ahead_steps += other.ahead_steps;
+  wasted_rows += other.wasted_rows;
 }
 
 Simulation::Simulation(const SimulationOptions& options) : options_(options), random_(options.seed) {
@@ -254,6 +257,65 @@ void Simulation::check_event(const SequenceEvent& event) {
   live_.erase(it);
 }
 
+const Batch* Simulation::plan(ScriptOp::Kind kind) {
+  acquires_ = 0;
+  script_.ops.push_back({.kind = kind, .unit = {}, .numbers = {}});
+  const Batch* const batch = kind == ScriptOp::Kind::kAhead ? scheduler_->schedule_ahead() : scheduler_->schedule();
+  if (options_.check_integrity) scheduler_->check_integrity();
+  return batch;
+}
+
+void Simulation::commit() {
+  if (in_flight_ == nullptr) return;
+  script_.ops.push_back({.kind = ScriptOp::Kind::kCommit, .unit = {}, .numbers = {}});
+  const Batch& batch = *std::exchange(in_flight_, nullptr);
+  for (size_t i = 0; i < result_.sampled.size(); ++i) {
+    const uint64_t id = batch.rows[batch.sampling_rows[i]].sequence_id;
+    counts_.wasted_rows += !live_.contains(id);
+    if (!chance(invalid_probability_)) continue;
+    result_.sampled[i] = {};
+    result_.sampled[i].invalid = true;
+    if (live_.contains(id)) live_.at(id).may_abort = true;
+    script_.ops.back().numbers.push_back(id);
+  }
+  scheduler_->commit(result_);
+  if (options_.check_integrity) scheduler_->check_integrity();
+  take_events();
+}
+
+void Simulation::take_events() {
+  for (SequenceEvent& event : scheduler_->take_events()) events_.push_back(std::move(event));
+}
+
+void Simulation::run_batch(const Batch& batch, bool adding) {
+  check_batch(batch);
+  ++counts_.steps;
+  if (adding) abort_some();
+  bool fails = chance(fail_probability_);
+  if (!fails) device_->launch(batch);
+  commit();
+  // What a row wrote in vain must matter to nobody.
+  const auto is_wasted = [&](const BatchRow& row) {
+    return std::any_of(events_.begin(), events_.end(), [&](const SequenceEvent& event) {
+      return event.sequence_id == row.sequence_id && event.finish;
+    });
+  };
+  if (!fails && std::any_of(batch.rows.begin(), batch.rows.end(), is_wasted)) fails = chance(20 * fail_probability_);
+  if (fails) {
+    script_.ops.push_back({.kind = ScriptOp::Kind::kFail, .unit = {}, .numbers = {}});
+    device_->spoil(batch);
+    for (const BatchRow& row : batch.rows) live_.at(row.sequence_id).may_abort |= !is_wasted(row);
+    scheduler_->fail(batch.step, "the device failed");
+    ++counts_.failed_steps;
+    if (options_.check_integrity) scheduler_->check_integrity();
+    return;
+  }
+  result_ = device_->sample(batch);
+  if (witness_) witness_(batch, *device_);
+  in_flight_ = &batch;
+  if (!options_.overlap) commit();
+}
+
 void Simulation::step(bool adding) {
   if (adding && live_.size() < 40 && chance(add_probability_)) submit();
   if (adding) abort_some();
@@ -265,37 +327,15 @@ void Simulation::step(bool adding) {
   }
   clock_ += 1;
   acquire_failed_ = false;
-  acquires_ = 0;
-  script_.ops.push_back({.kind = ScriptOp::Kind::kSchedule, .unit = {}, .numbers = {}});
-  const Batch* batch = scheduler_->schedule();
-  if (options_.check_integrity) scheduler_->check_integrity();
-  if (batch) {
-    check_batch(*batch);
-    ++counts_.steps;
-    if (adding) abort_some();
-    if (chance(fail_probability_)) {
-      script_.ops.push_back({.kind = ScriptOp::Kind::kFail, .unit = {}, .numbers = {}});
-      device_->spoil(*batch);
-      for (const BatchRow& row : batch->rows) live_.at(row.sequence_id).may_abort = true;
-      scheduler_->fail(batch->step, "the device failed");
-      ++counts_.failed_steps;
-    } else {
-      script_.ops.push_back({.kind = ScriptOp::Kind::kCommit, .unit = {}, .numbers = {}});
-      StepResult result = device_->run(*batch);
-      if (witness_) witness_(*batch, *device_);
-      for (size_t i = 0; i < result.sampled.size(); ++i) {
-        if (!chance(invalid_probability_)) continue;
-        result.sampled[i] = {};
-        result.sampled[i].invalid = true;
-        const uint64_t id = batch->rows[batch->sampling_rows[i]].sequence_id;
-        live_.at(id).may_abort = true;
-        script_.ops.back().numbers.push_back(id);
-      }
-      scheduler_->commit(result);
-    }
-    if (options_.check_integrity) scheduler_->check_integrity();
+  const Batch* batch = in_flight_ != nullptr ? plan(ScriptOp::Kind::kAhead) : nullptr;
+  counts_.ahead_steps += batch != nullptr;
+  if (batch == nullptr) {
+    commit();
+    batch = plan(ScriptOp::Kind::kSchedule);
   }
-  std::vector<SequenceEvent> events = scheduler_->take_events();
+  if (batch) run_batch(*batch, adding);
+  take_events();
+  const std::vector<SequenceEvent> events = std::exchange(events_, {});
   if (!batch && events.empty() && scheduler_->has_work() && !acquire_failed_) fail("work waits, but nothing runs");
   for (const SequenceEvent& event : events) check_event(event);
   if (live_.empty() == scheduler_->has_work()) fail("has_work is wrong");
@@ -308,6 +348,8 @@ SimulationCounts Simulation::run() {
     if (round > 100000) fail("does not come to an end");
     step(false);
   }
+  commit();  // rows that nobody wants
+  if (!events_.empty()) fail("an event after all ends");
   for (const uint64_t pin : pins_) scheduler_->unpin(pin);
   SchedulerStats stats = scheduler_->stats();
   if (stats.blocks_pinned != 0) fail("pins are left");
@@ -329,12 +371,13 @@ SimulationCounts Simulation::run() {
   return counts_;
 }
 
-SimulationCounts simulate(uint64_t first_seed, int64_t steps, bool check_integrity) {
+SimulationCounts simulate(uint64_t first_seed, int64_t steps, bool check_integrity, bool overlap) {
   SimulationCounts total;
   for (uint64_t seed = first_seed; total.steps < steps; ++seed) {
     SimulationOptions options;
     options.seed = seed;
     options.check_integrity = check_integrity;
+    options.overlap = overlap;
     Simulation simulation(options);
     try {
       total.add(simulation.run());

@@ -27,6 +27,7 @@ struct SimulationOptions {
   uint64_t seed = 1;
   int64_t steps = 500;          // of one world: one pool, one policy
   bool check_integrity = true;  // after every schedule and commit
+  bool overlap = false;         // steps are launched before the one before them is committed, where the scheduler can
   // Makes another device for the world's pool, which is given each step that the toy device has run, and throws where
   // it read other tokens. Null: none.
   using Witness = std::function<void(const Batch&, const ShadowDevice&)>;
@@ -36,7 +37,7 @@ struct SimulationOptions {
 struct SimulationCounts {
   int64_t steps = 0, finished = 0, aborted = 0, failed_steps = 0, retractions = 0, preemptions = 0, evictions = 0,
           copies = 0, cached_tokens = 0, too_large = 0, mixed_steps = 0, timeouts = 0, pins = 0, pins_refused = 0,
-          window_evictions = 0, failed_acquires = 0;
+          window_evictions = 0, failed_acquires = 0, ahead_steps = 0, wasted_rows = 0;
   void add(const SimulationCounts& other);
 };
 
@@ -65,6 +66,10 @@ class Simulation {
   void submit();
   void abort_some();
   void step(bool adding);
+  const Batch* plan(ScriptOp::Kind kind);
+  void run_batch(const Batch& batch, bool adding);
+  void commit();
+  void take_events();
   void check_batch(const Batch& batch);
   void check_event(const SequenceEvent& event);
   void fail(const std::string& what) const;
@@ -86,6 +91,9 @@ class Simulation {
   std::unique_ptr<ShadowDevice> device_;
   SimulationOptions::Witness witness_;
   std::unique_ptr<Scheduler> scheduler_;
+  const Batch* in_flight_ = nullptr;  // with its result
+  StepResult result_;
+  std::vector<SequenceEvent> events_;  // of this round, in order
   std::map<uint64_t, Expected> live_;
   std::vector<std::vector<int32_t>> history_;  // prompts and outputs of the past, to be continued
   uint64_t next_id_ = 1, next_group_ = 1;
@@ -93,6 +101,6 @@ class Simulation {
 };
 
 // As many worlds as it takes for `steps` steps.
-SimulationCounts simulate(uint64_t first_seed, int64_t steps, bool check_integrity);
+SimulationCounts simulate(uint64_t first_seed, int64_t steps, bool check_integrity, bool overlap = false);
 
 }  // namespace tokenmill::testing

@@ -17,12 +17,12 @@ int64_t environment(const char* name, int64_t otherwise) {
   return text ? std::atoll(text) : otherwise;
 }
 
-TEST(Simulation, NoViolation) {
+void expect_no_violation(bool overlap) {
   const int64_t steps = environment("TOKENMILL_SIM_STEPS", 100000);
   const auto seed = static_cast<uint64_t>(environment("TOKENMILL_SIM_SEED", 1));
   SimulationCounts counts;
   try {
-    counts = simulate(seed, steps, /*check_integrity=*/true);
+    counts = simulate(seed, steps, /*check_integrity=*/true, overlap);
   } catch (const std::exception& error) {
     FAIL() << error.what();
   }
@@ -32,7 +32,8 @@ TEST(Simulation, NoViolation) {
             << ", evicted window blocks " << counts.window_evictions << ", copies " << counts.copies
             << ", cached tokens " << counts.cached_tokens << ", mixed steps " << counts.mixed_steps << ", timeouts "
             << counts.timeouts << ", failed acquisitions " << counts.failed_acquires << ", pins " << counts.pins
-            << " (refused " << counts.pins_refused << ")\n";
+            << " (refused " << counts.pins_refused << "), steps ahead " << counts.ahead_steps << ", wasted rows "
+            << counts.wasted_rows << "\n";
   if (steps < 20000) return;
   // The simulation is only worth as much as what happens in it.
   EXPECT_GT(counts.finished, steps / 100);
@@ -41,7 +42,16 @@ TEST(Simulation, NoViolation) {
                         counts.mixed_steps, counts.timeouts, counts.pins, counts.failed_acquires}) {
     EXPECT_GT(count, 20);
   }
+  if (overlap) {
+    EXPECT_GT(counts.ahead_steps, steps / 5);
+    EXPECT_GT(counts.wasted_rows, 200);
+  } else {
+    EXPECT_EQ(counts.ahead_steps + counts.wasted_rows, 0);
+  }
 }
+
+TEST(Simulation, NoViolation) { expect_no_violation(/*overlap=*/false); }
+TEST(Simulation, NoViolationWithOverlap) { expect_no_violation(/*overlap=*/true); }
 
 // What once failed, or is worth keeping, cut down.
 TEST(Scripts, All) {
@@ -60,9 +70,10 @@ TEST(Scripts, All) {
 
 // A script does what the simulation did: the same commands, the same end.
 TEST(Scripts, TheSimulationWritesThemDown) {
-  for (uint64_t seed = 1; seed <= 10; ++seed) {
+  for (uint64_t seed = 1; seed <= 20; ++seed) {
     SimulationOptions options;
     options.seed = seed;
+    options.overlap = seed > 10;
     Simulation simulation(options);
     simulation.run();
     EXPECT_EQ(replay(simulation.script()), "") << seed;

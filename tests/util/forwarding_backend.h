@@ -1,6 +1,7 @@
 // A backend that hands every call on to another one, for tests that look at, or meddle with, some of them.
 #pragma once
 
+#include <functional>
 #include <memory>
 #include <string>
 #include <utility>
@@ -61,6 +62,11 @@ class ForwardingBackend : public Backend {
   void sample(Matrix logits, std::span<const SamplingRow> rows, std::span<SampledToken> out) override {
     inner_->sample(logits, rows, out);
   }
+  bool overlaps() const override { return inner_->overlaps(); }
+  void launch_sample(Matrix logits, std::span<const SamplingRow> rows, int32_t first_slot, int32_t num_slots) override {
+    inner_->launch_sample(logits, rows, first_slot, num_slots);
+  }
+  void collect_samples(std::span<SampledToken> out) override { inner_->collect_samples(out); }
 
  protected:
   Backend& inner() { return *inner_; }

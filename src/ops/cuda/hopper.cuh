@@ -66,39 +66,25 @@ __device__ inline void copy_row_groups(uint32_t target, const CUtensorMap* map, 
 }
 
 // What the blocks of a cluster do to each other: an address of this block's shared memory in that of another, and
-// barriers that order what was written before against what is read after.
+// barriers.
 __device__ inline uint32_t cluster_address(uint32_t address, int rank) {
   uint32_t there;
   asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(address), "r"(rank));
   return there;
 }
-__device__ inline void arrive_there(uint32_t barrier, int rank) {
-  asm volatile("mbarrier.arrive.release.cluster.shared::cluster.b64 _, [%0];" ::"r"(cluster_address(barrier, rank))
-               : "memory");
-}
-// The same where only reads went before, as of a stage of a ring: at cluster scope a release waits for all of the
-// thread's writes to be seen by the whole device (MEMBAR.ALL.GPU), which took more time than a stage.
+// Where only reads went before, as of a stage of a ring: at cluster scope a release waits for all of the thread's
+// writes to be seen by the whole device (MEMBAR.ALL.GPU), which took more time than a stage.
 __device__ inline void hand_back_there(uint32_t barrier, int rank) {
   asm volatile("mbarrier.arrive.shared::cluster.b64 _, [%0];" ::"r"(cluster_address(barrier, rank)) : "memory");
 }
-__device__ inline void wait_cluster_barrier(uint32_t barrier, uint32_t parity) {
+// Before a barrier that a thread which copies shared memory waits at: makes this thread's writes seen by the copies.
+__device__ inline void fence_copies() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
+// Copies shared memory to that of a block of the cluster, and completes on a barrier there.
+__device__ inline void copy_there(uint32_t target, uint32_t source, uint32_t bytes, uint32_t barrier) {
   asm volatile(
-      "{\n"
-      ".reg .pred done;\n"
-      "again_%=:\n"
-      "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 done, [%0], %1;\n"
-      "@!done bra again_%=;\n"
-      "}" ::"r"(barrier),
-      "r"(parity)
+      "cp.async.bulk.shared::cluster.shared::cta.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(target),
+      "r"(source), "r"(bytes), "r"(barrier)
       : "memory");
-}
-__device__ inline float4 load_there(uint32_t address) {
-  float4 v;
-  asm volatile("ld.shared::cluster.v4.f32 {%0, %1, %2, %3}, [%4];"
-               : "=f"(v.x), "=f"(v.y), "=f"(v.z), "=f"(v.w)
-               : "r"(address)
-               : "memory");
-  return v;
 }
 __device__ inline void sync_cluster() {
   asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");

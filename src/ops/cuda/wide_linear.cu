@@ -2,8 +2,8 @@
 // stages that one warp keeps filled.
 //
 // K is cut into four slices wherever a product is made. Up to 64 rows the four blocks of a cluster take one each of a
-// tile of 64 weight rows, so that the slices are summed through the cluster's shared memory and 64 tiles are enough to
-// keep all multiprocessors reading. With more rows a block goes through all four itself, for 128 weight rows and 128
+// tile of 64 weight rows, so that the slices are summed in the cluster's shared memory and 64 tiles are enough to keep
+// all multiprocessors reading. With more rows a block goes through all four itself, for 128 weight rows and 128
 // rows of input. Within a slice sums run in order of K, and slices are added in their order: a row's bits depend
 // neither on the kernel nor on the other rows.
 //
@@ -27,8 +27,8 @@ namespace {
 
 constexpr int kSlices = 4;  // of K, and blocks of a cluster
 constexpr int kStagesMax = 8;
-// As in stream_linear.cu: one block a multiprocessor, and room for one of attention's beside it.
-constexpr size_t kSharedBytes = size_t{154} << 10;
+// One block a multiprocessor.
+constexpr size_t kClusteredBytes = size_t{166} << 10, kAloneBytes = size_t{220} << 10;
 
 struct WideArgs {
   CUtensorMap weight, second, x;
@@ -51,8 +51,15 @@ struct Shape {
   static constexpr int kGroupBytes = 64 * kPieces * 128;       // of weights, [8][kPieces][8][64]
   static constexpr int kInputBytes = kTokens * kPieces * 128;  // [kPieces][kTokens][64]
   static constexpr int kStageBytes = kGroups * kGroupBytes + kInputBytes;
-  static constexpr int kSumStride = kRows + 4;  // floats: a warp's sums fall into 32 banks
-  static constexpr size_t kSumBytes = size_t{4} * kTokens * kSumStride;
+  // Floats: a warp's sums fall into 32 banks. A cluster's block finishes every fourth row of input: the sums that one
+  // block has for another lie together, and as many come from all four.
+  static constexpr int kSumStride = kRows + (kClustered ? 8 : 4);
+  static constexpr int kShare = kTokens / kSlices * kSumStride + 8;
+  static constexpr int kSums = kClustered ? kSlices * kShare : kTokens * kSumStride;
+  static constexpr size_t kSumBytes = size_t{4} * kSums * (kClustered ? 2 : 1);
+  __device__ static int place_of(int token) {
+    return kClustered ? token % kSlices * kShare + token / kSlices * kSumStride : token * kSumStride;
+  }
 };
 
 #if __CUDA_ARCH_FEAT_SM90_ALL
@@ -187,14 +194,14 @@ __device__ void multiply_slice(const WideArgs& args, float (&acc)[S::kTokens / 2
   if (first_of_warp && pieces > 0) arrive(empty + 8 * before);
 }
 
-// The block's sums as [token][weight row].
+// The block's sums as [token][weight row], or [token % 4][token / 4][weight row].
 template <class S>
 __device__ void put_sums(const float (&acc)[S::kTokens / 2], float* sums) {
   const int warp = threadIdx.x / 32, g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
 #pragma unroll
   for (int i = 0; i < S::kTokens / 2; ++i) {
     const int token = i / 4 * 8 + 2 * t + i % 2, row = warp * 16 + g + i / 2 % 2 * 8;
-    sums[token * S::kSumStride + row] = acc[i];
+    sums[S::place_of(token) + row] = acc[i];
   }
 }
 
@@ -224,7 +231,7 @@ __device__ inline void write_four(const WideArgs& args, int64_t at, float4 v) {
   for (int i = 0; i < 4; ++i) out[i] = args.add ? out[i] + values[i] : values[i];
 }
 
-// Adds the slices' sums and writes every kBlocks-th row of input. `load` gives four sums of a slice.
+// Writes every kBlocks-th row of input. `load` gives four neighbouring sums.
 template <class T, class S, int kBlocks, class Load>
 __device__ void finish_tile(const WideArgs& args, const Walk<S>& at, int rank, Load&& load) {
   const int outputs = args.gated ? S::kRows / 2 : S::kRows, quads = outputs / 4;
@@ -232,18 +239,19 @@ __device__ void finish_tile(const WideArgs& args, const Walk<S>& at, int rank, L
   const int own = (tokens - rank + kBlocks - 1) / kBlocks;
   for (int i = threadIdx.x; i < quads * own; i += S::kThreads) {
     const int quad = i % quads * 4, token = i / quads * kBlocks + rank, col = at.weight_tile() * outputs + quad;
+    const int sum = i / quads * S::kSumStride;
     if (col >= args.n) continue;
     const int64_t place = (at.first_token() + token) * args.out_stride + col;
     float4 v;
     if (args.gated) {
       const int row = quad / 32 * 64 + quad % 32;
-      float4 gate = load(token * S::kSumStride + row), up = load(token * S::kSumStride + row + 32);
+      float4 gate = load(sum + row), up = load(sum + row + 32);
       if (args.bias != nullptr) gate = plus(gate, args.bias + col);
       if (args.second_bias != nullptr) up = plus(up, args.second_bias + col);
       v = {activate(args.activation, gate.x) * up.x, activate(args.activation, gate.y) * up.y,
            activate(args.activation, gate.z) * up.z, activate(args.activation, gate.w) * up.w};
     } else {
-      v = load(token * S::kSumStride + quad);
+      v = load(sum + quad);
       if (args.bias != nullptr) v = plus(v, args.bias + col);
     }
     write_four<T>(args, place, v);
@@ -252,32 +260,35 @@ __device__ void finish_tile(const WideArgs& args, const Walk<S>& at, int rank, L
 
 // A tile of the cluster: every block has the sums of one slice, and finishes a quarter of the input's rows.
 //
-// Sums are written, then a lane of every warp arrives (release, cluster) at the barrier of each block; readers wait
-// for their own block's (acquire, cluster): by the PTX memory model each write happens before each read, and the same
-// again before the sums are overwritten. The machine code has both: MEMBAR.ALL.GPU before SYNCS.ARRIVE.TRANS64.RED, and
-// CCTL.IVALL after SYNCS.PHASECHK.TRANS64.TRYWAIT. __syncwarp() orders the warp's writes before the arriving lanes.
-// compute-sanitizer's racecheck (2025.3.1) reports hazards here all the same (docs/cuda.md).
+// Each block copies to each other what that one finishes. The copies complete on the receiver's barrier, which orders
+// them; before a block sends again, all four have told it that they have read what it sent.
 template <class T, class S>
 __device__ void merge_tile(const WideArgs& args, const Walk<S>& at, const float (&acc)[S::kTokens / 2], float* sums,
                            uint32_t merge_full, uint32_t merge_empty, int round) {
   const int lane = threadIdx.x % 32, rank = blockIdx.x % kSlices;
-  if (round > 0) wait_cluster_barrier(merge_empty, (round - 1) & 1);
+  float* const received = sums + S::kSums;  // [slice][kShare]
+  const auto bytes_for = [&](int block) { return (args.rows - block + kSlices - 1) / kSlices * S::kSumStride * 4; };
+  if (round > 0) wait_barrier(merge_empty, (round - 1) & 1);
   put_sums<S>(acc, sums);
-  __syncwarp();
-  if (lane < kSlices) arrive_there(merge_full, lane);
-  wait_cluster_barrier(merge_full, round & 1);
-  const uint32_t own = shared_address(sums);
-  uint32_t places[kSlices];
-#pragma unroll
-  for (int slice = 0; slice < kSlices; ++slice) places[slice] = cluster_address(own, slice);
+  fence_copies();
+  asm volatile("bar.sync 1, %0;" ::"n"(S::kThreads) : "memory");
+  if (threadIdx.x == 0) expect_bytes(merge_full, kSlices * bytes_for(rank));
+  if (threadIdx.x < kSlices && bytes_for(threadIdx.x) > 0) {
+    const int block = threadIdx.x;
+    copy_there(cluster_address(shared_address(received + rank * S::kShare), block),
+               shared_address(sums + block * S::kShare), bytes_for(block), cluster_address(merge_full, block));
+  }
+  wait_barrier(merge_full, round & 1);
   finish_tile<T, S, kSlices>(args, at, rank, [&](int offset) {
     float4 parts[kSlices];
 #pragma unroll
-    for (int slice = 0; slice < kSlices; ++slice) parts[slice] = load_there(places[slice] + offset * 4);
+    for (int slice = 0; slice < kSlices; ++slice) {
+      parts[slice] = *reinterpret_cast<const float4*>(received + slice * S::kShare + offset);
+    }
     return plus(plus(plus(parts[0], parts[1]), parts[2]), parts[3]);
   });
   __syncwarp();
-  if (lane < kSlices) arrive_there(merge_empty, lane);
+  if (lane < kSlices) hand_back_there(merge_empty, lane);
 }
 
 #endif  // __CUDA_ARCH_FEAT_SM90_ALL
@@ -296,7 +307,7 @@ __global__ void __launch_bounds__(S::kThreads + 32, 1) wide_kernel(const __grid_
       init_barrier(full + 8 * stage, 1);
       init_barrier(empty + 8 * stage, 4 * S::kGroups);
     }
-    init_barrier(merge_full, 4 * kSlices);
+    init_barrier(merge_full, 1);
     init_barrier(merge_empty, 4 * kSlices);
     fence_barriers();
   }
@@ -330,7 +341,7 @@ __global__ void __launch_bounds__(S::kThreads + 32, 1) wide_kernel(const __grid_
       }
     }
   }
-  if (S::kClustered) sync_cluster();  // others may still read this block's sums
+  if (S::kClustered) sync_cluster();  // others may still arrive at this block's barriers
 #endif
 }
 
@@ -359,7 +370,7 @@ void launch(const StreamProduct& product, int num_sms, cudaStream_t stream) {
   const uintptr_t out = reinterpret_cast<uintptr_t>(product.out != nullptr ? static_cast<void*>(product.out)
                                                                            : static_cast<void*>(product.out_half));
   args.aligned_out = product.out_stride % 4 == 0 && out % 16 == 0;
-  constexpr size_t kRoom = S::kClustered ? kSharedBytes : size_t{220} << 10;
+  constexpr size_t kRoom = S::kClustered ? kClusteredBytes : kAloneBytes;
   constexpr int kStages = static_cast<int>((kRoom - S::kSumBytes) / S::kStageBytes);
   static_assert(kStages >= 3);
   args.stages = std::min(kStages, kStagesMax);

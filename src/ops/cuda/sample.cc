@@ -151,7 +151,7 @@ void CudaBackend::sample(Matrix logits, std::span<const SamplingRow> rows, std::
                           .top_ids = top_ids,
                           .top_logprobs = top_logprobs,
                           .ids_logprobs = top_logprobs + tops};
-  launch_sample(kernel, static_cast<unsigned>(rows.size()), stream());
+  tokenmill::launch_sample(kernel, static_cast<unsigned>(rows.size()), stream());
   std::byte* const host = pinned_.get(answer_bytes);
   copy_to_host(host, answers, answer_bytes);
   read_answers(host, args, rows, tops, out);

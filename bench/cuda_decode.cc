@@ -3,8 +3,10 @@
 // of the same run, and where a step's time goes.
 //
 //   cuda_decode [layers] [decode|prefill|gaps|all] [deterministic] [stream=ROWS] [tens=ROWS] [wide=ROWS]
+//               [many=ROWS]
 //
-// stream, tens and wide: up to how many rows the kernels of stream_linear.h, tens_linear.h and wide_linear.h are used.
+// stream, tens and wide: up to how many rows the kernels of stream_linear.h, tens_linear.h and wide_linear.h are used;
+// many: from how many on that of many_linear.h is.
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
@@ -133,6 +135,8 @@ int main(int argc, char** argv) {
         options.stream_rows_max = std::stoi(option.substr(7));
       } else if (option.starts_with("tens=")) {
         options.tens_rows_max = std::stoi(option.substr(5));
+      } else if (option.starts_with("many=")) {
+        options.many_rows_min = std::stoi(option.substr(5));
       } else if (option.starts_with("wide=")) {
         options.wide_rows_max = std::stoi(option.substr(5));
       } else {

@@ -71,8 +71,8 @@ struct RopeKvArgs {
   const Norm* q_norm = nullptr;     // per-head norms before the rotation; null: none
   const Norm* k_norm = nullptr;
   KvLayer kv;
-  // The next call is attention() over this qkv and kv, and nothing else reads the rotated q: the backend may do this
-  // op's work there.
+  // The next call is attention() over this qkv and kv, and nothing else reads q and k as this leaves them: the backend
+  // may do this op's work there, or leave them in a form of its own.
   bool attention_follows = false;
 };
 

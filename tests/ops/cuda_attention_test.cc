@@ -58,6 +58,79 @@ TEST_F(CudaBackendTest, AlignedAttention) {
   }
 }
 
+// More units of rows than a card has multiprocessors, so that blocks take several, of unequal lengths, one after the
+// other; sequences of few new tokens and heads with norms among them.
+std::vector<float> attend_crowd(Backend& ops, int32_t head_dim, int32_t window, DType dtype, bool norms,
+                                uint64_t seed) {
+  constexpr int32_t kHeads = 16, kKvHeads = 8, kPage = 16, kSequences = 28, kLongest = 160;
+  std::mt19937_64 random(seed);
+  const int32_t blocks_each = (kLongest + kPage - 1) / kPage, blocks = blocks_each * kSequences;
+  const int64_t block_bytes = ops.kv_block_bytes(kKvHeads, head_dim, kPage, dtype);
+  const std::vector<std::byte> poison(static_cast<size_t>(block_bytes * blocks), std::byte{0xff});
+  KvLayer kv{ops.allocate(poison.size()), block_bytes, blocks, kPage, kKvHeads, head_dim, dtype};
+  ops.copy_from_host(kv.base, poison.data(), poison.size());
+  const PlacedVector q_weight(ops, normal_values(head_dim, random)), k_weight(ops, normal_values(head_dim, random));
+  const Norm q_norm{q_weight.data(), 1e-6f}, k_norm{k_weight.data(), 1e-6f};
+  std::vector<float> inv_freq, all;
+  for (int32_t i = 0; i < head_dim / 2; ++i) inv_freq.push_back(1.0f / static_cast<float>(1 + i));
+  std::vector<int32_t> done(kSequences, 0);
+  for (const int32_t longest : {100, kLongest - 100}) {
+    Batch batch;
+    for (int32_t s = 0; s < kSequences; ++s) {
+      const int32_t count = s % 5 == 0 ? 1 : 1 + static_cast<int32_t>(random() % static_cast<uint64_t>(longest));
+      BatchRow row{.sequence_id = static_cast<uint64_t>(s), .q_len = count};
+      row.kv_len = done[static_cast<size_t>(s)] += count;
+      row.token_begin = static_cast<int32_t>(batch.tokens.size());
+      row.block_begin = static_cast<int32_t>(batch.block_tables.size());
+      row.num_blocks = (row.kv_len + kPage - 1) / kPage;
+      for (int32_t b = 0; b < row.num_blocks; ++b) batch.block_tables.push_back(b * kSequences + s);
+      for (int32_t i = 0; i < count; ++i) {
+        batch.tokens.push_back(0);
+        batch.positions.push_back(row.kv_len - count + i);
+      }
+      batch.rows.push_back(row);
+    }
+    const int64_t tokens = static_cast<int64_t>(batch.tokens.size()), cols = int64_t{kHeads + 2 * kKvHeads} * head_dim;
+    std::vector<float> values(static_cast<size_t>(tokens * cols));
+    for (float& value : values) value = static_cast<float>(random() % 4096) / 1024 - 2;
+    Placed qkv(ops, tokens, cols, values, 8);
+    Placed cos(ops, tokens, head_dim / 2, 8), sin(ops, tokens, head_dim / 2, 8);
+    PlacedInput out(ops, tokens, int64_t{kHeads} * head_dim, packing_of(dtype));
+    const RopeTable rope{cos.view(), sin.view()};
+    ops.plan(batch, kPage);
+    ops.rope_table(batch.positions, inv_freq, 1, rope);
+    ops.rope_kv_write({.qkv = qkv.view(),
+                       .q_heads = kHeads,
+                       .rope = &rope,
+                       .q_norm = norms ? &q_norm : nullptr,
+                       .k_norm = norms ? &k_norm : nullptr,
+                       .kv = kv,
+                       .attention_follows = true});
+    ops.attention({.q = qkv.view(), .q_heads = kHeads, .kv = kv, .scale = 0.1f, .window = window, .out = out.view()});
+    std::ranges::copy(out.read(), std::back_inserter(all));
+  }
+  ops.free(kv.base);
+  return all;
+}
+
+TEST_F(CudaBackendTest, AttentionOfACrowd) {
+  for (const bool deterministic : {false, true}) {
+    cuda_ = make_backend("cuda", {}, deterministic);
+    for (const int32_t head_dim : {64, 128}) {
+      for (const int32_t window : {0, 70}) {
+        for (const DType dtype : {DType::kBF16, DType::kF16}) {
+          if (deterministic && dtype == DType::kF16) continue;
+          SCOPED_TRACE("dim " + std::to_string(head_dim) + " window " + std::to_string(window) +
+                       (dtype == DType::kF16 ? " fp16" : " bf16") + (deterministic ? " deterministic" : ""));
+          const uint64_t seed = random_();
+          compare(tolerance_in(dtype, 1e-2),
+                  [&](Backend& ops) { return attend_crowd(ops, head_dim, window, dtype, window == 0, seed); });
+        }
+      }
+    }
+  }
+}
+
 // A long prefix, so that keys are split over many blocks and each of them goes round its ring of tiles.
 std::vector<float> attend_late(Backend& ops, int32_t head_dim, int32_t window, int32_t tokens, DType dtype,
                                uint64_t seed) {

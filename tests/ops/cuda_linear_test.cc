@@ -5,6 +5,7 @@
 #include <string>
 #include <vector>
 
+#include "ops/cuda/cuda_options.h"
 #include "ops/cuda_testing.h"
 
 namespace tokenmill {
@@ -189,6 +190,45 @@ TEST_F(CudaBackendTest, ProductsOfTensOfRows) {
         return gated.read();
       });
     }
+  }
+}
+
+// Gated layers of so many rows and columns that both products and the activation are one kernel's: one round of tiles
+// of a card of 132 multiprocessors, cut at the ends, and three of them.
+TEST_F(CudaBackendTest, GatedLayersOfManyRows) {
+  struct Case {
+    int64_t rows, n, k;
+    DType dtype;
+    Activation activation;
+    bool with_bias;
+  };
+  for (const Case& test : {Case{740, 2808, 192, DType::kBF16, Activation::kSilu, false},
+                           Case{768, 2816, 64, DType::kF16, Activation::kGeluTanh, true},
+                           Case{2270, 2816, 64, DType::kBF16, Activation::kSilu, true}}) {
+    const auto& [rows, n, k, dtype, activation, with_bias] = test;
+    SCOPED_TRACE("rows " + std::to_string(rows) + " n " + std::to_string(n));
+    auto x = normal_values(rows * k, random_), w = normal_values(n * k, random_), u = normal_values(n * k, random_);
+    for (std::vector<float>* values : {&x, &w, &u}) {
+      for (float& value : *values) value = rounded(value, dtype);
+    }
+    const std::vector<float> bias = with_bias ? normal_values(n, random_) : std::vector<float>();
+    const RawTensor wt = tensor_of(w, n, k, weight_type_of(dtype)), ut = tensor_of(u, n, k, weight_type_of(dtype));
+    const RawTensor *wp = &wt, *up = &ut;
+    const auto work = [&, activation = activation, rows = rows, k = k, n = n, dtype = dtype](Backend& ops) {
+      const auto gate = ops.pack({&wp, 1}, bias, packing_of(dtype)),
+                 other = ops.pack({&up, 1}, bias, packing_of(dtype));
+      Placed in(ops, rows, k, x, 8);
+      PlacedInput out(ops, rows, n, packing_of(dtype));
+      ops.gated_linear(
+          {.x = in.view(), .gate = gate.get(), .up = other.get(), .activation = activation, .out = out.view()});
+      return out.read();
+    };
+    compare(tolerance_in(dtype, 1e-2), work);
+    // The same numbers whichever kernels make them, but for sums in another order that round otherwise.
+    CudaOptions options;
+    options.many_rows_min = 1 << 30;
+    const auto by_parts = make_cuda_backend(options);
+    EXPECT_LE(relative_error(work(*cuda_), work(*by_parts)), tolerance_in(dtype, 5e-4)) << "seed " << seed_;
   }
 }
 

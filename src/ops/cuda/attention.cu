@@ -302,6 +302,7 @@ bool CudaBackend::attend_by_tensor_cores(const AttentionArgs& args) {
   const size_t heads = static_cast<size_t>(kv.kv_heads);
   TensorAttentionArgs kernel{
       .q = args.q.row<float>(0),
+      .q_half = nullptr,
       .q_stride = args.q.stride,
       .out = args.out.dtype == DType::kF32 ? args.out.row<float>(0) : nullptr,
       .out_half = args.out.dtype != DType::kF32 ? args.out.row<uint16_t>(0) : nullptr,
@@ -327,12 +328,17 @@ bool CudaBackend::attend_by_tensor_cores(const AttentionArgs& args) {
       .cos = nullptr,
       .sin = nullptr,
       .rope_stride = 0};
-  if (pending_rope_) {
-    TM_CHECK(pending_rope_->qkv == args.q.data && pending_rope_->kv == kv.base);
-    kernel.cos = pending_rope_->table.cos.row<float>(0);
-    kernel.sin = pending_rope_->table.sin.row<float>(0);
-    kernel.rope_stride = pending_rope_->table.cos.stride;
-    pending_rope_.reset();
+  if (pending_queries_) {
+    TM_CHECK(pending_queries_->qkv == args.q.data && pending_queries_->kv == kv.base);
+    if (pending_queries_->rotate_by) {
+      const RopeTable& table = *pending_queries_->rotate_by;
+      kernel.cos = table.cos.row<float>(0);
+      kernel.sin = table.sin.row<float>(0);
+      kernel.rope_stride = table.cos.stride;
+    } else {
+      kernel.q_half = args.q.row<uint16_t>(0);
+    }
+    pending_queries_.reset();
   }
   if (!schedule.items.empty()) {
     launch_few_row_attention(kernel, static_cast<int>(schedule.items.size()), stream(), early_launch_);
@@ -340,7 +346,8 @@ bool CudaBackend::attend_by_tensor_cores(const AttentionArgs& args) {
   if (!schedule.many_items.empty()) {
     kernel.items = schedule.device_many_items;
     if (early_launch_ && hopper_attention_supports(kv)) {
-      launch_hopper_attention(kernel, kv.num_blocks, static_cast<int>(schedule.many_items.size()), stream());
+      launch_hopper_attention(kernel, kv.num_blocks, static_cast<int>(schedule.many_items.size()), schedule.many_keys,
+                              num_sms_, unit_counters_.get<int>(2, stream()), stream());
       return true;
     }
     kernel.stages = kTensorAttentionStagesMax;
@@ -361,7 +368,7 @@ void CudaBackend::attention(const AttentionArgs& args) {
   TM_CHECK(args.out.rows == plan.num_tokens && args.out.cols >= int64_t{args.q_heads} * kv.head_dim);
   use_device();
   if (attend_by_tensor_cores(args)) return;
-  TM_CHECK(!pending_rope_);
+  TM_CHECK(!pending_queries_);
   const CudaAttentionSchedule& schedule =
       plan.schedule(args.q_heads / kv.kv_heads, kv.kv_heads, false, num_sms_, stream());
   const int64_t dims_max = kv.head_dim <= 64 ? 64 : kv.head_dim <= 128 ? 128 : 256;

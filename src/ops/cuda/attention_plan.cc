@@ -1,6 +1,7 @@
 // plan(): the step's rows on the device, and how attention's work is cut.
 #include <algorithm>
 #include <bit>
+#include <functional>
 
 #include "base/check.h"
 #include "ops/cuda/step_plan.h"
@@ -71,6 +72,7 @@ void CudaBackend::StepPlan::fill_tensor(CudaAttentionSchedule& schedule, int num
     const int64_t total = int64_t{row.q_len} * schedule.group;
     const int32_t per_unit = is_few(row) ? kTensorFewRows : kTensorManyRows;
     const int64_t last_first = (total - 1) / per_unit * per_unit;
+    if (!is_few(row)) schedule.many_keys += row.kv_len;
     // The last queries see most keys: they start first.
     for (int64_t first = last_first; first >= 0; first -= per_unit) {
       CudaAttentionItem item{static_cast<int32_t>(r), static_cast<int32_t>(first), 0, 1, 0, 0};
@@ -91,6 +93,10 @@ void CudaBackend::StepPlan::fill_tensor(CudaAttentionSchedule& schedule, int num
       if (splits > 1) schedule.num_partials += static_cast<int32_t>(splits);
     }
   }
+  std::ranges::stable_sort(schedule.many_items, std::greater{}, [&](const CudaAttentionItem& item) {
+    const PlanRow& row = rows[static_cast<size_t>(item.row)];
+    return row.kv_len - row.q_len + item.first / schedule.group;
+  });
   // Few blocks have room beside the products' only with two stages; many keep memory busy better with three.
   const int64_t blocks = static_cast<int64_t>(schedule.items.size()) * schedule.kv_heads;
   const int64_t stages_max = blocks <= 2 * num_sms ? 2 : kTensorAttentionStagesMax;
@@ -129,6 +135,7 @@ void CudaBackend::StepPlan::fill_plain(CudaAttentionSchedule& schedule, int num_
 void CudaBackend::StepPlan::fill(CudaAttentionSchedule& schedule, int num_sms) const {
   schedule.items.clear();
   schedule.many_items.clear();
+  schedule.many_keys = 0;
   schedule.num_units = schedule.num_partials = 0;
   if (schedule.tensor) {
     fill_tensor(schedule, num_sms);

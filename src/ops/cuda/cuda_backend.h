@@ -76,11 +76,12 @@ class CudaBackend final : public Backend {
 
  private:
   struct StepPlan;  // step_plan.h
-  // What rope_kv_write() has left to the attention() that follows it.
-  struct PendingRope {
+  // How rope_kv_write() has left the queries to the attention() that follows it: to be rotated, with the new keys and
+  // values to be written; or rotated and rounded to the KV's type, each head in the first half of its place.
+  struct PendingQueries {
     const void* qkv;
     const std::byte* kv;
-    RopeTable table;
+    std::optional<RopeTable> rotate_by;
   };
 
   // The values on the device: a part of the step's upload where they are the same, else a copy of their own. In a
@@ -94,6 +95,7 @@ class CudaBackend final : public Backend {
   void prepare_input(Matrix x, const Norm* norm, const CudaWeight& weight, void* out);  // norm.cu
   bool has_tensor_attention(const KvLayer& kv, int32_t q_heads) const;                  // attention.cu
   bool attend_by_tensor_cores(const AttentionArgs& args);
+  bool can_leave_queries(const RopeKvArgs& args) const;  // rope.cu: to attention()'s tensor core kernels
   struct PreparedInput {
     const void* data;  // in the weight's type, padded with zeros to its stride
     int64_t stride;
@@ -111,7 +113,7 @@ class CudaBackend final : public Backend {
                          Matrix out);  // linear_invariant.cu
 
   int device_;
-  int gemv_rows_max_, stream_rows_max_, tens_rows_max_, wide_rows_max_;
+  int gemv_rows_max_, stream_rows_max_, tens_rows_max_, many_rows_min_, wide_rows_max_;
   bool deterministic_;
   int num_sms_ = 0;
   bool early_launch_ = false;  // launch.cuh
@@ -122,14 +124,15 @@ class CudaBackend final : public Backend {
   std::unordered_map<std::byte*, DeviceMemory> allocations_;
   std::unique_ptr<StepPlan> plan_;
   StepGraphs graphs_;
-  std::optional<PendingRope> pending_rope_;
+  std::optional<PendingQueries> pending_queries_;
   struct Frequencies {
     std::vector<float> values;
     DeviceMemory memory;
   };
   std::vector<Frequencies> frequencies_;
   size_t next_frequencies_ = 0;
-  DeviceScratch ids_, row_ids_, input_, product_, partials_, counters_{true}, sample_rows_, sample_out_;
+  DeviceScratch ids_, row_ids_, input_, product_, partials_, counters_{true}, unit_counters_{true}, sample_rows_,
+      sample_out_;
   PackedUpload sample_upload_;
   std::unique_ptr<WeightUpload> upload_;  // from the first pack() to the first plan()
   PinnedMemory pinned_;

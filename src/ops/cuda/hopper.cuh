@@ -46,13 +46,25 @@ __device__ inline uint64_t evict_last_policy() {
   return policy;
 }
 
-// A box of a matrix seen as [row][k / 64][64]: from row `row` and 64-column piece `piece` on.
+// A box of a matrix seen as [row][k / 64][64]: from row `row` and 64-column piece `piece` on. Or of one seen as
+// [k / 64][row][64], with row and piece in each other's place.
 __device__ inline void copy_box(uint32_t target, const CUtensorMap* map, int piece, int row, uint32_t barrier,
                                 uint64_t policy) {
   asm volatile(
       "cp.async.bulk.tensor.3d.shared::cluster.global.tile.mbarrier::complete_tx::bytes.L2::cache_hint "
       "[%0], [%1, {%2, %3, %4}], [%5], %6;" ::"r"(target),
       "l"(map), "r"(0), "r"(piece), "r"(row), "r"(barrier), "l"(policy)
+      : "memory");
+}
+// A box of a matrix seen as [k / 64][row][64], to the same place in all blocks of the cluster, whose barriers each
+// count its bytes.
+template <int kBlocks>
+__device__ inline void copy_to_all(uint32_t target, const CUtensorMap* map, int row, int piece, uint32_t barrier,
+                                   uint64_t policy) {
+  asm volatile(
+      "cp.async.bulk.tensor.3d.shared::cluster.global.tile.mbarrier::complete_tx::bytes.multicast::cluster"
+      ".L2::cache_hint [%0], [%1, {%2, %3, %4}], [%5], %6, %7;" ::"r"(target),
+      "l"(map), "r"(0), "r"(row), "r"(piece), "r"(barrier), "h"(static_cast<uint16_t>((1 << kBlocks) - 1)), "l"(policy)
       : "memory");
 }
 // A box of a matrix seen as [row / 8][k / 64][8][64] (row_groups_map() in tensor_map.h).

@@ -1,5 +1,6 @@
-// Products with weights: stream_linear.h for few rows and tens_linear.h for some more where they can, else for very few
-// the plain streaming kernel below, and cuBLAS. In deterministic inference wide_linear.h where it can. Sums in fp32.
+// Products with weights: stream_linear.h for few rows, tens_linear.h for some more and many_linear.h for gated layers
+// of many where they can, else for very few the plain streaming kernel below, and cuBLAS. In deterministic inference
+// wide_linear.h where it can. Sums in fp32.
 #include <algorithm>
 #include <type_traits>
 
@@ -8,6 +9,7 @@
 #include "ops/cuda/cuda_backend.h"
 #include "ops/cuda/device_math.cuh"
 #include "ops/cuda/launch.cuh"
+#include "ops/cuda/many_linear.h"
 #include "ops/cuda/stream_linear.h"
 #include "ops/cuda/tens_linear.h"
 #include "ops/cuda/wide_linear.h"
@@ -282,11 +284,12 @@ bool CudaBackend::stream_product(Matrix x, const Norm* norm, const CudaWeight& w
   const bool streams = x.rows <= stream_rows_max_;
   const bool widens = (deterministic_ || x.rows <= wide_rows_max_) && can_widen(ready);
   const bool is_tens = !deterministic_ && x.rows <= tens_rows_max_ && can_take_tens(ready);
+  const bool is_many = !deterministic_ && x.rows >= many_rows_min_ && can_take_many(ready, num_sms_);
   if (streams && can_stream(product)) {
     launch_stream_product(product, num_sms_, stream());
     return true;
   }
-  if (!widens && !is_tens && !(streams && can_stream(ready))) return false;
+  if (!widens && !is_tens && !is_many && !(streams && can_stream(ready))) return false;
   const PreparedInput prepared = input_of(x, norm, weight);
   ready.x = prepared.data;
   ready.x_stride = prepared.stride;
@@ -294,8 +297,10 @@ bool CudaBackend::stream_product(Matrix x, const Norm* norm, const CudaWeight& w
     launch_stream_product(ready, num_sms_, stream());
   } else if (widens) {
     launch_wide_product(ready, num_sms_, stream());
-  } else {
+  } else if (is_tens) {
     launch_tens_product(ready, num_sms_, stream());
+  } else {
+    launch_many_product(ready, num_sms_, stream());
   }
   return true;
 }

@@ -12,6 +12,7 @@ namespace tokenmill {
 namespace {
 
 constexpr size_t kFrequenciesKept = 4;
+constexpr int kRoundThreadsMax = 512;
 
 __global__ void rope_table_kernel(const int32_t* positions, const float* inv_freq, int64_t half, float factor,
                                   float* cos_out, int64_t cos_stride, float* sin_out, int64_t sin_stride) {
@@ -40,7 +41,7 @@ struct RopeArgs {
 };
 
 template <class T>
-__device__ T* kv_row(const RopeArgs& args, int head, int part) {
+__device__ T* kv_row(const RopeArgs& args, int head, int part) {  // of the block's token
   const int32_t slot = args.slots[blockIdx.x];
   const int32_t page = 1 << args.page_shift;
   T* const block = reinterpret_cast<T*>(args.kv + (slot >> args.page_shift) * args.block_bytes);
@@ -87,6 +88,67 @@ __global__ void __launch_bounds__(256) rope_kv_write_kernel(const RopeArgs args)
   }
 }
 
+// The same before attention() of 16-bit KV, where pairs are whole heads: the queries are left rounded, each head in the
+// first half of its place, the keys in the cache only. A block a token, kDim / 8 lanes a head with four pairs each.
+template <class T, int kDim>
+__global__ void __launch_bounds__(kRoundThreadsMax) rope_round_kernel(const RopeArgs args) {
+  constexpr int kLanes = kDim / 8;
+  const int lane = threadIdx.x % kLanes, heads = args.q_heads + 2 * args.kv_heads;
+  float* const row = args.qkv + blockIdx.x * args.stride;
+  let_next_start();
+  wait_for_previous();
+  const float4 c = reinterpret_cast<const float4*>(args.cos + blockIdx.x * args.cos_stride)[lane];
+  const float4 s = reinterpret_cast<const float4*>(args.sin + blockIdx.x * args.sin_stride)[lane];
+  // Whole warps go round, for their sums.
+  for (int first = threadIdx.x / 32 * 32; first < heads * kLanes; first += blockDim.x) {
+    const int h = (first + threadIdx.x % 32) / kLanes;
+    const bool is_there = h < heads, is_q = h < args.q_heads, is_v = h >= args.q_heads + args.kv_heads;
+    float* const head = row + int64_t{h} * kDim;
+    float4 a{}, b{};
+    if (is_there) {
+      a = reinterpret_cast<const float4*>(head)[lane];
+      b = reinterpret_cast<const float4*>(head + kDim / 2)[lane];
+    }
+    const float* const norm = is_q ? args.q_norm : args.k_norm;
+    if (args.q_norm != nullptr || args.k_norm != nullptr) {
+      float squares = a.x * a.x + a.y * a.y + a.z * a.z + a.w * a.w + b.x * b.x + b.y * b.y + b.z * b.z + b.w * b.w;
+#pragma unroll
+      for (int offset = kLanes / 2; offset > 0; offset /= 2) squares += __shfl_xor_sync(0xffffffffu, squares, offset);
+      if (norm != nullptr && !is_v) {
+        const float scale = rsqrtf(squares / kDim + (is_q ? args.q_eps : args.k_eps));
+        const float4 u = reinterpret_cast<const float4*>(norm)[lane];
+        const float4 w = reinterpret_cast<const float4*>(norm + kDim / 2)[lane];
+        a = {a.x * scale * u.x, a.y * scale * u.y, a.z * scale * u.z, a.w * scale * u.w};
+        b = {b.x * scale * w.x, b.y * scale * w.y, b.z * scale * w.z, b.w * scale * w.w};
+      }
+    }
+    __syncwarp();  // the lanes have read what is about to be written over
+    if (!is_there) continue;
+    if (!is_v) {
+      const float4 low = a, high = b;
+      a = {low.x * c.x - high.x * s.x, low.y * c.y - high.y * s.y, low.z * c.z - high.z * s.z,
+           low.w * c.w - high.w * s.w};
+      b = {high.x * c.x + low.x * s.x, high.y * c.y + low.y * s.y, high.z * c.z + low.z * s.z,
+           high.w * c.w + low.w * s.w};
+    }
+    T* const out = is_q ? reinterpret_cast<T*>(head) : kv_row<T>(args, (h - args.q_heads) % args.kv_heads, is_v);
+    reinterpret_cast<uint2*>(out)[lane] = {pair_of<T>(a.x, a.y), pair_of<T>(a.z, a.w)};
+    reinterpret_cast<uint2*>(out + kDim / 2)[lane] = {pair_of<T>(b.x, b.y), pair_of<T>(b.z, b.w)};
+  }
+}
+
+void launch_rope_round(const RopeArgs& args, int64_t tokens, DType dtype, cudaStream_t stream, bool early) {
+  const bool is_f16 = dtype == DType::kF16;
+  const auto kernel = args.head_dim == 128 ? is_f16 ? rope_round_kernel<Float16, 128> : rope_round_kernel<uint16_t, 128>
+                      : is_f16 ? rope_round_kernel<Float16, 64>
+                                           : rope_round_kernel<uint16_t, 64>;
+  const int wanted = (args.q_heads + 2 * args.kv_heads) * (args.head_dim / 8);
+  const int rounds = (wanted + kRoundThreadsMax - 1) / kRoundThreadsMax;
+  const int threads = ((wanted + rounds - 1) / rounds + 31) / 32 * 32;
+  launch_early("rope_round", kernel, dim3(static_cast<unsigned>(tokens)), dim3(static_cast<unsigned>(threads)), 0,
+               stream, early, args);
+}
+
 }  // namespace
 
 const float* CudaBackend::device_inv_freq(std::span<const float> inv_freq) {
@@ -120,6 +182,16 @@ void CudaBackend::rope_table(std::span<const int32_t> positions, std::span<const
   check_launch("rope_table");
 }
 
+bool CudaBackend::can_leave_queries(const RopeKvArgs& args) const {
+  const auto is_aligned = [](const void* pointer) { return reinterpret_cast<uintptr_t>(pointer) % 16 == 0; };
+  if (!args.attention_follows || args.rope == nullptr || 2 * args.rope->cos.cols != args.kv.head_dim) return false;
+  const Matrix &cos = args.rope->cos, &sin = args.rope->sin;
+  return has_tensor_attention(args.kv, args.q_heads) && args.qkv.stride % 4 == 0 && cos.stride % 4 == 0 &&
+         cos.stride == sin.stride && is_aligned(args.qkv.data) && is_aligned(cos.data) && is_aligned(sin.data) &&
+         (args.q_norm == nullptr || is_aligned(args.q_norm->weight)) &&
+         (args.k_norm == nullptr || is_aligned(args.k_norm->weight)) && args.kv.block_bytes % 8 == 0;
+}
+
 void CudaBackend::rope_kv_write(const RopeKvArgs& args) {
   const StepPlan& plan = *plan_;
   const KvLayer& kv = args.kv;
@@ -132,14 +204,11 @@ void CudaBackend::rope_kv_write(const RopeKvArgs& args) {
   TM_CHECK(static_cast<int32_t>(slots.size()) == plan.num_tokens);  // the batch has a table of this group
   for (const int32_t slot : slots) TM_CHECK(slot >> plan.page_shift < kv.num_blocks);
   use_device();
+  const bool has_norms = args.q_norm != nullptr || args.k_norm != nullptr;
+  const bool to_tensor = can_leave_queries(args);
   // For rows of one token the attention kernel can do all of this itself.
-  const bool plain = args.rope != nullptr && args.q_norm == nullptr && args.k_norm == nullptr &&
-                     2 * args.rope->cos.cols == kv.head_dim && args.rope->cos.stride % 2 == 0 &&
-                     args.rope->cos.stride == args.rope->sin.stride;
-  if (args.attention_follows && plain && plan.decode_only && !deterministic_ &&
-      has_tensor_attention(kv, args.q_heads) && args.qkv.stride % 4 == 0 &&
-      reinterpret_cast<uintptr_t>(args.qkv.data) % 16 == 0) {
-    pending_rope_ = PendingRope{args.qkv.data, kv.base, *args.rope};
+  if (to_tensor && !has_norms && plan.decode_only && !deterministic_) {
+    pending_queries_ = PendingQueries{args.qkv.data, kv.base, *args.rope};
     return;
   }
   const RopeArgs kernel{.qkv = args.qkv.row<float>(0),
@@ -161,6 +230,10 @@ void CudaBackend::rope_kv_write(const RopeKvArgs& args) {
                         .kv = kv.base,
                         .block_bytes = kv.block_bytes,
                         .page_shift = plan.page_shift};
+  if (to_tensor) {
+    pending_queries_ = PendingQueries{args.qkv.data, kv.base, std::nullopt};
+    return launch_rope_round(kernel, args.qkv.rows, kv.dtype, stream(), early_launch_);
+  }
   const unsigned pieces = static_cast<unsigned>(std::max(1, (args.q_heads + 2 * kv.kv_heads + 7) / 8));
   const dim3 grid(static_cast<unsigned>(args.qkv.rows), pieces);
   const auto write = kv.dtype == DType::kF32   ? rope_kv_write_kernel<float>

@@ -31,6 +31,7 @@ struct CudaAttentionSchedule {
   bool tensor = false;  // for tensor_attention.h; else for the plain kernel
   int32_t rows_per_block = 0;
   std::vector<CudaAttentionItem> items, many_items;  // many_items: tensor only, of sequences with many new tokens
+  int64_t many_keys = 0;                             // of those sequences
   int32_t num_units = 0, num_partials = 0;
   int32_t stages = 0;  // tensor: tiles of keys in shared memory
   const CudaAttentionItem *device_items = nullptr, *device_many_items = nullptr;

@@ -61,16 +61,6 @@ struct Shape {
 
 #if __CUDA_ARCH_FEAT_SM90_ALL
 
-// A part of the input's box, to the same place in all blocks of the cluster, whose barriers each count its bytes.
-__device__ inline void copy_to_all(uint32_t target, const CUtensorMap* map, int row, int piece, uint32_t barrier,
-                                   uint64_t policy) {
-  asm volatile(
-      "cp.async.bulk.tensor.3d.shared::cluster.global.tile.mbarrier::complete_tx::bytes.multicast::cluster"
-      ".L2::cache_hint [%0], [%1, {%2, %3, %4}], [%5], %6, %7;" ::"r"(target),
-      "l"(map), "r"(0), "r"(row), "r"(piece), "r"(barrier), "h"(static_cast<uint16_t>((1 << kCluster) - 1)), "l"(policy)
-      : "memory");
-}
-
 // The stages of the block's tiles, in order.
 template <class S>
 struct Filler {
@@ -91,8 +81,8 @@ struct Filler {
     constexpr int kOwn = S::kTokens / kCluster;
 #pragma unroll
     for (int p = 0; p < S::kPieces; ++p) {
-      copy_to_all(ring + stage * S::kStageBytes + (p * S::kTokens + rank * kOwn) * 128, &args.x, rank * kOwn,
-                  i * S::kPieces + p, full + 8 * stage, often);
+      copy_to_all<kCluster>(ring + stage * S::kStageBytes + (p * S::kTokens + rank * kOwn) * 128, &args.x, rank * kOwn,
+                            i * S::kPieces + p, full + 8 * stage, often);
     }
   }
 };

@@ -10,7 +10,8 @@ constexpr int kTensorAttentionStagesMax = 3;  // tiles of keys in shared memory
 
 struct TensorAttentionArgs {
   const float* q;
-  int64_t q_stride;
+  const uint16_t* q_half;  // instead of q, unless null: rounded to dtype, each head in the first half of its place
+  int64_t q_stride;        // of q, in floats
   float* out;
   uint16_t* out_half;  // instead of out, unless null; of dtype
   int64_t out_stride;

@@ -96,13 +96,17 @@ __device__ void load_queries(const W& work, uint8_t* target, int rows) {
   using T = typename W::Value;
   for (int i = threadIdx.x; i < rows * kDim / 4; i += blockDim.x) {
     const int r = i / (kDim / 4), d = i % (kDim / 4) * 4;
-    float4 v{};
+    uint2 bits{};
     if (r < work.count) {
-      const float* const q = work.args.q + work.query(r) * work.args.q_stride + work.query_head(r) * kDim + d;
-      v = __ldcg(reinterpret_cast<const float4*>(q));
+      const int64_t at = work.query(r) * work.args.q_stride + work.query_head(r) * kDim;
+      if (work.args.q_half != nullptr) {
+        bits = __ldcg(reinterpret_cast<const uint2*>(work.args.q_half + at * 2 + d));
+      } else {
+        const float4 v = __ldcg(reinterpret_cast<const float4*>(work.args.q + at + d));
+        bits = {pair_of<T>(v.x, v.y), pair_of<T>(v.z, v.w)};
+      }
     }
-    *reinterpret_cast<uint2*>(target + swizzled<kDim>(r, d / 8) + d % 8 * 2) = {pair_of<T>(v.x, v.y),
-                                                                                pair_of<T>(v.z, v.w)};
+    *reinterpret_cast<uint2*>(target + swizzled<kDim>(r, d / 8) + d % 8 * 2) = bits;
   }
 }
 

@@ -1,0 +1,243 @@
+// A block makes tiles of 128 rows by 128 columns of the output, from as many rows of gate and of up: two groups of four
+// warps have 64 rows each, with the columns of both products side by side in one wgmma, so that they meet in a thread's
+// registers. One warp keeps a ring of stages of 64 along K filled by tensor copies. The two blocks of a cluster have
+// neighbouring rows and the same columns: one copies gate to both, the other up.
+//
+// The second group runs some stages behind the first, so that one's activations run beside the other's products.
+#include "ops/cuda/many_linear.h"
+
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+
+#include "base/check.h"
+#include "ops/cuda/activation.cuh"
+#include "ops/cuda/hopper.cuh"
+#include "ops/cuda/launch.cuh"
+#include "ops/cuda/mma.cuh"
+#include "ops/cuda/tensor_map.h"
+#include "ops/cuda/wgmma.cuh"
+
+namespace tokenmill {
+namespace {
+
+constexpr int kCluster = 2, kGroups = 2, kStages = 4;
+constexpr int kRows = 64 * kGroups, kCols = 128;  // of a tile
+constexpr int kThreads = 128 * (kGroups + 1);
+constexpr int kInputBytes = kRows * 128, kWeightBytes = kCols * 128, kStageBytes = kInputBytes + 2 * kWeightBytes;
+constexpr double kWorkMin = 0.93;  // share of the multiprocessors' time
+
+struct ManyArgs {
+  CUtensorMap x, weight, second;
+  const float *bias, *second_bias;
+  int k, n, rows;
+  bool add;
+  Activation activation;
+  float* out;  // unused, as is add
+  uint16_t* out_half;
+  int64_t out_stride;
+  int row_pairs, tiles;  // tiles: of a cluster
+};
+
+#if __CUDA_ARCH_FEAT_SM90_ALL
+
+constexpr int kRowsAtOnce = 8;  // pairs of tiles one below the other that go through the columns together
+constexpr int kBehind = 2;      // stages
+
+struct Tile {
+  int row, col;  // of the block
+  __device__ Tile(const ManyArgs& args, int index, int rank) {
+    const int cols = args.tiles / args.row_pairs, of_rows = kRowsAtOnce * cols;
+    const int first = index / of_rows * kRowsAtOnce, pairs = min(kRowsAtOnce, args.row_pairs - first);
+    const int rest = index % of_rows;
+    row = ((first + rest % pairs) * kCluster + rank) * kRows;
+    col = rest / pairs * kCols;
+  }
+};
+
+// A stage of the ring and the parity of its phase.
+struct Place {
+  int stage = 0, parity = 0;
+  __device__ void step() {
+    if (++stage == kStages) {
+      stage = 0;
+      parity ^= 1;
+    }
+  }
+};
+
+__device__ inline void fill_ring(const ManyArgs& args, uint32_t ring, uint32_t full, uint32_t empty) {
+  const int rank = blockIdx.x % kCluster;
+  const uint64_t often = evict_last_policy();
+  const CUtensorMap* const shared_part = rank == 0 ? &args.weight : &args.second;
+  Place at;
+  for (int index = blockIdx.x / kCluster; index < args.tiles; index += gridDim.x / kCluster) {
+    const Tile tile(args, index, rank);
+    for (int piece = 0; piece < args.k / 64; ++piece, at.step()) {
+      wait_barrier(empty + 8 * at.stage, at.parity ^ 1);
+      const uint32_t target = ring + at.stage * kStageBytes, barrier = full + 8 * at.stage;
+      expect_bytes(barrier, kStageBytes);
+      copy_box(target, &args.x, tile.row, piece, barrier, often);
+      copy_to_all<kCluster>(target + kInputBytes + rank * kWeightBytes, shared_part, tile.col, piece, barrier, often);
+    }
+  }
+}
+
+// Columns of gate, then of up, in a lane's sums.
+template <class T, Activation kActivation>
+__device__ void write_tile(const ManyArgs& args, const Tile& tile, const float (&sums)[kCols]) {
+  const int g = threadIdx.x % 32 / 4, t = threadIdx.x % 4, first_row = tile.row + threadIdx.x / 32 * 16 + g;
+#pragma unroll
+  for (int n = 0; n < kCols / 8; ++n) {
+    const int col = tile.col + n * 8 + 2 * t;
+    if (col >= args.n) continue;
+    const float2 bias = args.bias != nullptr ? *reinterpret_cast<const float2*>(args.bias + col) : float2{};
+    const float2 other =
+        args.second_bias != nullptr ? *reinterpret_cast<const float2*>(args.second_bias + col) : float2{};
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int at = n * 4 + half * 2, row = first_row + half * 8;
+      // Rounded as products that are written and read again.
+      const uint32_t gate = pair_of<T>(sums[at], sums[at + 1]);
+      const uint32_t up = pair_of<T>(sums[kCols / 2 + at], sums[kCols / 2 + at + 1]);
+      const float a = activate(kActivation, low_of<T>(gate) + bias.x) * (low_of<T>(up) + other.x);
+      const float b = activate(kActivation, high_of<T>(gate) + bias.y) * (high_of<T>(up) + other.y);
+      if (row < args.rows) *reinterpret_cast<uint32_t*>(args.out_half + row * args.out_stride + col) = pair_of<T>(a, b);
+    }
+  }
+}
+
+template <class T>
+__device__ void multiply_tiles(const ManyArgs& args, uint32_t ring, uint32_t full, uint32_t empty) {
+  const int rank = blockIdx.x % kCluster, lane = threadIdx.x % 32, group = threadIdx.x / 128, pieces = args.k / 64;
+  Place at;
+  if (group == 1) asm volatile("bar.sync 1, 256;" ::: "memory");
+  bool is_first = true;
+  for (int index = blockIdx.x / kCluster; index < args.tiles; index += gridDim.x / kCluster) {
+    float sums[kCols];
+    int before = 0;
+    for (int piece = 0; piece < pieces; ++piece, at.step()) {
+      wait_barrier(full + 8 * at.stage, at.parity);
+      const uint32_t x = ring + at.stage * kStageBytes + group * 64 * 128;
+      const uint32_t weights = ring + at.stage * kStageBytes + kInputBytes;
+      pin(sums);
+      fence_products();
+#pragma unroll
+      for (int k = 0; k < 4; ++k) {
+        multiply_shared<T>(sums, descriptor(x + k * 32, 16, 1024), descriptor(weights + k * 32, 16, 1024),
+                           piece > 0 || k > 0);
+      }
+      commit_products();
+      wait_products<1>();
+      if (piece > 0 && lane < kCluster) hand_back_there(empty + 8 * before, lane);
+      before = at.stage;
+      if (is_first && group == 0 && piece == min(kBehind, pieces - 1)) asm volatile("bar.arrive 1, 256;" ::: "memory");
+    }
+    wait_products<0>();
+    pin(sums);
+    if (lane < kCluster) hand_back_there(empty + 8 * before, lane);
+    is_first = false;
+    if (args.activation == Activation::kSilu) {
+      write_tile<T, Activation::kSilu>(args, Tile(args, index, rank), sums);
+    } else {
+      write_tile<T, Activation::kGeluTanh>(args, Tile(args, index, rank), sums);
+    }
+  }
+}
+
+#endif  // __CUDA_ARCH_FEAT_SM90_ALL
+
+template <class T>
+__global__ void __launch_bounds__(kThreads, 1) many_kernel(const __grid_constant__ ManyArgs args) {
+#if __CUDA_ARCH_FEAT_SM90_ALL
+  extern __shared__ __align__(1024) uint8_t shared[];
+  __shared__ __align__(8) uint64_t barriers[2 * kStages];
+  const uint32_t ring = shared_address(shared), full = shared_address(barriers), empty = full + 8 * kStages;
+  let_next_start();
+  if (threadIdx.x == 0) {
+    for (int stage = 0; stage < kStages; ++stage) {
+      init_barrier(full + 8 * stage, 1);
+      init_barrier(empty + 8 * stage, kCluster * 4 * kGroups);  // a lane of every multiplying warp of both blocks
+    }
+    fence_barriers();
+  }
+  __syncthreads();
+  meet_cluster();  // the other's barriers are there
+  wait_for_previous();
+  if (threadIdx.x >= 128 * kGroups) {
+    asm volatile("setmaxnreg.dec.sync.aligned.u32 40;");
+    if (threadIdx.x == 128 * kGroups) fill_ring(args, ring, full, empty);
+    __syncwarp();
+  } else {
+    asm volatile("setmaxnreg.inc.sync.aligned.u32 232;");
+    multiply_tiles<T>(args, ring, full, empty);
+  }
+  meet_cluster();  // the other may still copy to this block, or arrive at its barriers
+#endif
+}
+
+constexpr int kBytes = kStages * kStageBytes;
+
+// Clusters that the device holds at a time; depends on how its multiprocessors hang together.
+int clusters_max(int num_sms) {
+  static std::atomic<int> known{0};  // of one kind of card
+  if (known == 0) {
+    const auto kernel = many_kernel<uint16_t>;
+    TM_CUDA(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes));
+    const LaunchConfig launch(static_cast<unsigned>(num_sms / kCluster * kCluster), kThreads, kBytes, nullptr, true,
+                              kCluster);
+    int clusters = 0;
+    TM_CUDA(cudaOccupancyMaxActiveClusters(&clusters, kernel, &launch.config));
+    known = std::clamp(clusters, 1, num_sms / kCluster);
+  }
+  return known;
+}
+
+int64_t count_row_pairs(const StreamProduct& product) {
+  return (product.rows + kCluster * kRows - 1) / (kCluster * kRows);
+}
+int64_t count_tiles(const StreamProduct& product) {
+  return count_row_pairs(product) * ((product.n + kCols - 1) / kCols);
+}
+
+template <class T>
+void launch(const StreamProduct& product, int num_sms, cudaStream_t stream) {
+  ManyArgs args{};
+  args.x = columns_map(product.x, product.rows, product.k, product.x_stride, kRows, 1);
+  args.weight = columns_map(product.weight, product.n, product.k, product.k, kCols, 1);
+  args.second = columns_map(product.second, product.n, product.k, product.k, kCols, 1);
+  take_over(product, args);
+  args.row_pairs = static_cast<int>(count_row_pairs(product));
+  args.tiles = static_cast<int>(count_tiles(product));
+  const auto kernel = many_kernel<T>;
+  TM_CUDA(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes));
+  const int clusters = std::min(args.tiles, clusters_max(num_sms));
+  const LaunchConfig launch(static_cast<unsigned>(clusters * kCluster), kThreads, kBytes, stream, true, kCluster);
+  check_cuda(cudaLaunchKernelEx(&launch.config, kernel, args), "many_linear");
+}
+
+}  // namespace
+
+bool can_take_many(const StreamProduct& product, int num_sms) {
+  static const bool is_built = has_body(reinterpret_cast<const void*>(many_kernel<uint16_t>));
+  if (!is_built || product.second == nullptr || product.out_half == nullptr) return false;
+  if (product.x_float || product.norm != nullptr || product.add) return false;
+  if (product.k % 64 != 0 || product.n % 8 != 0 || product.n >= int64_t{1} << 31 || product.x_stride % 8 != 0 ||
+      reinterpret_cast<uintptr_t>(product.x) % 16 != 0 || product.out_stride % 2 != 0 ||
+      reinterpret_cast<uintptr_t>(product.out_half) % 4 != 0 || reinterpret_cast<uintptr_t>(product.bias) % 8 != 0 ||
+      reinterpret_cast<uintptr_t>(product.second_bias) % 8 != 0) {
+    return false;
+  }
+  const double clusters = clusters_max(num_sms);
+  const double rounds = std::ceil(static_cast<double>(count_tiles(product)) / clusters);
+  const double used = static_cast<double>(product.rows) * static_cast<double>(product.n) / (kCluster * kRows * kCols);
+  return used >= kWorkMin * clusters * rounds;
+}
+
+void launch_many_product(const StreamProduct& product, int num_sms, cudaStream_t stream) {
+  TM_CHECK(product.rows >= 1);
+  if (product.dtype == DType::kF16) return launch<Float16>(product, num_sms, stream);
+  launch<uint16_t>(product, num_sms, stream);
+}
+
+}  // namespace tokenmill

@@ -31,9 +31,11 @@ int device_index(std::string_view device) {
 #ifdef TOKENMILL_CUDA
 bool has_cuda() { return true; }
 int num_cuda_devices() { return cuda_device_count(); }
+std::string default_device() { return has_usable_cuda_device() ? "cuda" : "cpu"; }
 #else
 bool has_cuda() { return false; }
 int num_cuda_devices() { return 0; }
+std::string default_device() { return "cpu"; }
 #endif
 
 void check_device_name(std::string_view device) {
@@ -62,8 +64,6 @@ int64_t count_graph_launches(const Backend& backend) {
   (void)backend;
   return 0;
 }
-
-std::string default_device() { return num_cuda_devices() > 0 ? "cuda" : "cpu"; }
 
 DeviceDefaults device_defaults(std::string_view device) {
   if (device_index(device) == kCpu) {

@@ -20,7 +20,7 @@ int64_t count_graph_launches(const Backend& backend);
 // Throws as make_backend() does for a name that no device has in this build; looks for no device.
 void check_device_name(std::string_view device);
 
-// "cuda" where this build holds the CUDA backend and there is a device, else "cpu".
+// "cuda" where this build holds the CUDA backend and there is a device that is new enough for it, else "cpu".
 std::string default_device();
 
 // What the engine's options are on a device where they are not given.

@@ -16,6 +16,9 @@ namespace {
 // Logits of more rows than this many bytes hold are made in several products: 64 rows of a vocabulary of 262,144.
 constexpr int64_t kLogitsBytesMax = int64_t{64} << 20;
 
+// Of the sequences of the steps that warm a device up: what matters is the number of tokens.
+constexpr int64_t kWarmUpLength = 1024;
+
 KvPoolShape pool_shape(const Model& model, int32_t page_size, bool with_window_group) {
   const ModelConfig& config = model.config();
   KvPoolShape shape = {.num_layers = static_cast<int32_t>(config.num_layers),
@@ -86,6 +89,7 @@ struct ModelRunner::Impl {
         kv(*backend, pool_shape(*model, options, graph_rows_max > 0)),
         workspace(*backend, workspace_bytes(*model, options)),
         max_tokens(options.max_tokens_per_step),
+        max_rows(options.max_rows),
         chunk_rows(logits_rows(*model, options.max_rows)) {}
 
   ForwardContext context(const Batch& batch) { return {*backend, kv, workspace, batch}; }
@@ -94,6 +98,7 @@ struct ModelRunner::Impl {
   bool has_graph(const Batch& batch) const {
     return static_cast<int64_t>(batch.rows.size()) <= graph_rows_max && batch.tokens.size() == batch.rows.size();
   }
+  Batch step_over_block_0(int64_t tokens, int64_t q_len, int64_t kv_len) const;
   // Runs the rows of `batch`, padded to the bucket, as a graph: hidden states and, where they fit, logits.
   void forward_graph(const Batch& batch, int64_t bucket);
 
@@ -118,7 +123,7 @@ struct ModelRunner::Impl {
   int32_t dummy_block, window_dummy_block;
   KvPool kv;
   Workspace workspace;
-  int64_t max_tokens, chunk_rows;
+  int64_t max_tokens, max_rows, chunk_rows;
   Matrix hidden;        // of the step launched last
   Matrix graph_logits;  // of its rows, where its graph made them and nothing has overwritten them
   Batch padded;         // what the graph's step runs on
@@ -196,14 +201,60 @@ ModelRunner::ModelRunner(std::unique_ptr<Backend> backend, std::unique_ptr<Model
 
 ModelRunner::~ModelRunner() = default;
 
+// `tokens` tokens in rows of q_len (the last has what is left) and kv_len, whose blocks are all block 0, and as many
+// draws as logits are made at a time.
+Batch ModelRunner::Impl::step_over_block_0(int64_t tokens, int64_t q_len, int64_t kv_len) const {
+  Batch batch;
+  batch.step = 1;
+  const auto blocks = static_cast<int32_t>((kv_len + kv.shape().page_size - 1) / kv.shape().page_size);
+  for (int64_t begin = 0; begin < tokens; begin += q_len) {
+    const auto length = static_cast<int32_t>(std::min(q_len, tokens - begin));
+    batch.rows.push_back({.sequence_id = 0,
+                          .q_len = length,
+                          .kv_len = static_cast<int32_t>(kv_len),
+                          .token_begin = static_cast<int32_t>(begin),
+                          .block_begin = static_cast<int32_t>(batch.block_tables.size()),
+                          .num_blocks = blocks});
+    batch.block_tables.resize(batch.block_tables.size() + static_cast<size_t>(blocks), 0);
+    for (int64_t i = 0; i < length; ++i) batch.positions.push_back(static_cast<int32_t>(kv_len - length + i));
+  }
+  batch.tokens.resize(static_cast<size_t>(tokens), 0);
+  if (kv.shape().window_blocks > 0) batch.window_tables = batch.block_tables;
+  for (int64_t i = 0; i < std::min({chunk_rows, tokens, max_rows}); ++i) {
+    SamplingRow row;
+    row.token_index = static_cast<int32_t>(i);
+    row.top_p = 0.9f;
+    row.want_logprob = true;
+    batch.sampling.push_back(row);
+  }
+  return batch;
+}
+
+void ModelRunner::warm_up() {
+  const Impl& impl = *impl_;
+  const int64_t length = std::min(kWarmUpLength, impl.model->config().max_position);
+  // The most tokens, and the most rows of one token: attention's memory is another in each.
+  for (const Batch& batch : {impl.step_over_block_0(impl.max_tokens, length, length),
+                             impl.step_over_block_0(std::min(impl.max_rows, impl.max_tokens), 1, length)}) {
+    InFlight step = forward(batch);
+    sample(step, batch.sampling);
+    wait(std::move(step));
+  }
+}
+
 void ModelRunner::prepare_graphs(int64_t rows_max) {
   Impl& impl = *impl_;
   const Batch nothing;
-  for (int64_t rows = 1; rows <= std::min(rows_max, impl.graph_rows_max); ++rows) {
-    if (bucket_of(rows, impl.graph_rows_max) != rows) continue;
-    for (int run = 0; run < 2 && impl.use_graphs; ++run) impl.forward_graph(nothing, rows);
+  // From the largest down, and once more than a size's run and record: the backend's buffers grow in the first runs,
+  // which spoils the records of sizes before.
+  for (int run = 0; run < 3 && impl.use_graphs; ++run) {
+    for (int64_t rows = std::min(rows_max, impl.graph_rows_max); rows >= 1; --rows) {
+      if (bucket_of(rows, impl.graph_rows_max) == rows) impl.forward_graph(nothing, rows);
+    }
   }
 }
+
+int64_t ModelRunner::graph_rows_max() const { return impl_->graph_rows_max; }
 
 ModelRunner::InFlight ModelRunner::forward(const Batch& batch) {
   Impl& impl = *impl_;

@@ -177,6 +177,7 @@ TEST_F(EngineCuda, FewTokens) {
       ServerArgs args = args_for("mistral-swa", "cuda", dtype);
       args.enable_deterministic_inference = deterministic;
       args.cuda_graph_max_bs = 2;
+      args.chunked_prefill_size = 256;
       auto requests = random_requests(3, 100, 4, 23);
       requests[1].sampling_params.temperature = 1;
       requests[1].sampling_params.top_p = 0.9;

@@ -194,7 +194,8 @@ void CudaBackend::plan(const Batch& batch, int32_t page_size) {
   TM_CHECK(page_size >= 1 && page_size <= 64 && std::has_single_bit(static_cast<uint32_t>(page_size)));
   TM_CHECK(batch.positions.size() == batch.tokens.size());
   use_device();
-  upload_.reset();  // threads and pinned memory that only loading needs
+  upload_.reset();           // threads and pinned memory that only loading needs
+  pending_queries_.reset();  // of a step that failed between the two
   StepPlan& plan = *plan_;
   plan.num_tokens = static_cast<int32_t>(batch.tokens.size());
   plan.page_shift = std::countr_zero(static_cast<uint32_t>(page_size));

@@ -28,6 +28,9 @@ struct CudaWeight final : Weight {
   const float* bias = nullptr;  // [n] device memory, or null
 };
 
+// Whether the current device has code for the kernels of this build: what asking for one of them gives.
+cudaError_t find_kernels();  // elementwise.cu
+
 class CudaBackend final : public Backend {
  public:
   explicit CudaBackend(const CudaOptions& options);

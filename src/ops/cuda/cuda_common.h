@@ -7,14 +7,29 @@
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <span>
 #include <string>
 #include <utility>
 #include <vector>
 
+#include "tokenmill/error.h"
+
 namespace tokenmill {
 
-// Throw DeviceError naming the call.
+// The device has not enough memory for something; it is of use all the same, so that only the step fails.
+class DeviceMemoryError : public Error {
+ public:
+  // figures: what was asked and what is free, part of the message.
+  DeviceMemoryError(const std::string& message, std::string figures)
+      : Error(ErrorKind::kRuntime, message), figures_(std::move(figures)) {}
+  const std::string& figures() const { return figures_; }
+
+ private:
+  std::string figures_;
+};
+
+// Throw DeviceError naming the call, or DeviceMemoryError.
 void check_cuda(cudaError_t status, const char* call);
 void check_cublas(cublasStatus_t status, const char* call);
 #define TM_CUDA(call) ::tokenmill::check_cuda((call), #call)
@@ -22,7 +37,8 @@ void check_cublas(cublasStatus_t status, const char* call);
 // After a kernel launch.
 inline void check_launch(const char* kernel) { check_cuda(cudaGetLastError(), kernel); }
 
-// Device memory that frees itself. Throws Error(kRuntime) "Not enough memory. …" with what was asked and what is free.
+// Device memory that frees itself. Throws DeviceMemoryError "Not enough memory. …" with what was asked and what is
+// free.
 class DeviceMemory {
  public:
   DeviceMemory() = default;
@@ -85,7 +101,7 @@ class CudaEvent {
   cudaEvent_t event_ = nullptr;
 };
 
-// Grow-only pinned host memory.
+// Grow-only pinned host memory. Throws DeviceMemoryError.
 class PinnedMemory {
  public:
   PinnedMemory() = default;
@@ -131,14 +147,14 @@ class PackedUpload {
 class CublasHandle {
  public:
   explicit CublasHandle(cudaStream_t stream);
-  ~CublasHandle();
-  CublasHandle(const CublasHandle&) = delete;
-  CublasHandle& operator=(const CublasHandle&) = delete;
-  cublasHandle_t get() const { return handle_; }
+  cublasHandle_t get() const { return handle_.get(); }
 
  private:
+  struct Deleter {
+    void operator()(cublasHandle_t handle) const { cublasDestroy(handle); }
+  };
   DeviceMemory workspace_;  // our own, so that no captured graph holds one of its own
-  cublasHandle_t handle_ = nullptr;
+  std::unique_ptr<cublasContext, Deleter> handle_;
 };
 
 }  // namespace tokenmill

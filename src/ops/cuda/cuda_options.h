@@ -27,6 +27,8 @@ struct CudaOptions {
 
 // 0 where there is no driver or no device.
 int cuda_device_count();
+// Whether the first one is new enough.
+bool has_usable_cuda_device();
 
 // Throws Error(kRuntime) when the device does not exist or cannot be used.
 std::unique_ptr<Backend> make_cuda_backend(const CudaOptions& options);

@@ -20,6 +20,11 @@ __global__ void softcap_kernel(float* x, int64_t stride, int64_t cols, float cap
 
 }  // namespace
 
+cudaError_t find_kernels() {
+  cudaFuncAttributes attributes{};
+  return cudaFuncGetAttributes(&attributes, softcap_kernel);
+}
+
 void CudaBackend::gather_rows(Matrix x, std::span<const int32_t> rows, Matrix out) {
   TM_CHECK(out.rows == static_cast<int64_t>(rows.size()) && out.cols == x.cols);
   TM_CHECK(x.dtype == DType::kF32 && out.dtype == DType::kF32);

@@ -322,8 +322,8 @@ int count_heads_at_once(const TensorAttentionArgs& args, int64_t num_keys) {
 }  // namespace
 
 bool hopper_attention_supports(const KvLayer& kv) {
-  static const bool is_built = has_body(reinterpret_cast<const void*>(hopper_attention_kernel<uint16_t, 128>));
-  if (!is_built) return false;
+  static PerDevice is_built;
+  if (!has_body(reinterpret_cast<const void*>(hopper_attention_kernel<uint16_t, 128>), is_built)) return false;
   return kv.page_size >= 8 && kv.page_size <= kKeys && kv.block_bytes % (kv.head_dim * 2) == 0;
 }
 

@@ -7,7 +7,6 @@
 #include "ops/cuda/many_linear.h"
 
 #include <algorithm>
-#include <atomic>
 #include <cmath>
 
 #include "base/check.h"
@@ -180,17 +179,16 @@ constexpr int kBytes = kStages * kStageBytes;
 
 // Clusters that the device holds at a time; depends on how its multiprocessors hang together.
 int clusters_max(int num_sms) {
-  static std::atomic<int> known{0};  // of one kind of card
-  if (known == 0) {
+  static PerDevice known;
+  return known.get([num_sms] {
     const auto kernel = many_kernel<uint16_t>;
     TM_CUDA(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes));
     const LaunchConfig launch(static_cast<unsigned>(num_sms / kCluster * kCluster), kThreads, kBytes, nullptr, true,
                               kCluster);
     int clusters = 0;
     TM_CUDA(cudaOccupancyMaxActiveClusters(&clusters, kernel, &launch.config));
-    known = std::clamp(clusters, 1, num_sms / kCluster);
-  }
-  return known;
+    return std::clamp(clusters, 1, num_sms / kCluster);
+  });
 }
 
 int64_t count_row_pairs(const StreamProduct& product) {
@@ -219,8 +217,9 @@ void launch(const StreamProduct& product, int num_sms, cudaStream_t stream) {
 }  // namespace
 
 bool can_take_many(const StreamProduct& product, int num_sms) {
-  static const bool is_built = has_body(reinterpret_cast<const void*>(many_kernel<uint16_t>));
-  if (!is_built || product.second == nullptr || product.out_half == nullptr) return false;
+  static PerDevice is_built;
+  if (!has_body(reinterpret_cast<const void*>(many_kernel<uint16_t>), is_built)) return false;
+  if (product.second == nullptr || product.out_half == nullptr) return false;
   if (product.x_float || product.norm != nullptr || product.add) return false;
   if (product.k % 64 != 0 || product.n % 8 != 0 || product.n >= int64_t{1} << 31 || product.x_stride % 8 != 0 ||
       reinterpret_cast<uintptr_t>(product.x) % 16 != 0 || product.out_stride % 2 != 0 ||

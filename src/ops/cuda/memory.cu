@@ -10,37 +10,59 @@
 
 namespace tokenmill {
 
+namespace {
+
+// what: "0.25 GB asked", or the call that failed.
+[[noreturn]] void throw_out_of_memory(const std::string& what) {
+  size_t free = 0, total = 0;
+  char left[96] = "";
+  if (cudaMemGetInfo(&free, &total) == cudaSuccess) {
+    std::snprintf(left, sizeof(left), ", %.2f GB of %.2f GB free", static_cast<double>(free) / (1 << 30),
+                  static_cast<double>(total) / (1 << 30));
+  }
+  const std::string figures = what + left + " on the CUDA device";
+  throw DeviceMemoryError(
+      "Not enough memory. Please try to lower mem_fraction_static or reduce max_total_tokens, "
+      "max_running_requests or chunked_prefill_size (" +
+          figures + ").",
+      figures);
+}
+
+std::string asked(size_t bytes) {
+  if (bytes < size_t{1} << 20) return std::to_string(bytes) + " bytes asked";
+  char text[48];
+  std::snprintf(text, sizeof(text), "%.3g GB asked", static_cast<double>(bytes) / (1 << 30));
+  return text;
+}
+
+}  // namespace
+
 void check_cuda(cudaError_t status, const char* call) {
   if (status == cudaSuccess) return;
   cudaGetLastError();
+  if (status == cudaErrorMemoryAllocation) throw_out_of_memory(std::string("at ") + call);
   throw DeviceError(std::string("CUDA: ") + cudaGetErrorString(status) + " (" + cudaGetErrorName(status) + ") at " +
                     call + ".");
 }
 
 void check_cublas(cublasStatus_t status, const char* call) {
   if (status == CUBLAS_STATUS_SUCCESS) return;
+  if (status == CUBLAS_STATUS_ALLOC_FAILED) throw_out_of_memory(std::string("at ") + call);
   throw DeviceError(std::string("cuBLAS: ") + cublasGetStatusString(status) + " at " + call + ".");
 }
 
 DeviceMemory::DeviceMemory(size_t bytes) : bytes_(bytes) {
   const cudaError_t status = cudaMalloc(&data_, std::max<size_t>(bytes, 256));
   if (status == cudaSuccess) return;
+  data_ = nullptr;
   if (status != cudaErrorMemoryAllocation) check_cuda(status, "cudaMalloc");
   cudaGetLastError();
-  size_t free = 0, total = 0;
-  TM_CUDA(cudaMemGetInfo(&free, &total));
-  char text[256];
-  std::snprintf(text, sizeof(text),
-                "Not enough memory. Please try to lower mem_fraction_static or reduce max_total_tokens or "
-                "max_running_requests (%.2f GB asked, %.2f GB of %.2f GB free on the CUDA device).",
-                static_cast<double>(bytes) / (1 << 30), static_cast<double>(free) / (1 << 30),
-                static_cast<double>(total) / (1 << 30));
-  throw Error(ErrorKind::kRuntime, text);
+  throw_out_of_memory(asked(bytes));
 }
 
-// Errors at teardown have nobody to go to.
+// Errors at teardown have nobody to go to, and are not to be taken for those of a later launch.
 DeviceMemory::~DeviceMemory() {
-  if (data_ != nullptr) cudaFree(data_);
+  if (data_ != nullptr && cudaFree(data_) != cudaSuccess) cudaGetLastError();
 }
 
 std::byte* DeviceScratch::get_bytes(size_t bytes, cudaStream_t stream) {
@@ -62,7 +84,16 @@ std::byte* PinnedMemory::get(size_t bytes) {
   if (data_ != nullptr && bytes <= bytes_) return data_;
   const size_t wanted = std::max({bytes, bytes_ + bytes_ / 2, size_t{4096}});
   if (data_ != nullptr) TM_CUDA(cudaFreeHost(std::exchange(data_, nullptr)));
-  TM_CUDA(cudaMallocHost(&data_, wanted));
+  const cudaError_t status = cudaMallocHost(&data_, wanted);
+  if (status != cudaSuccess) data_ = nullptr;
+  if (status == cudaErrorMemoryAllocation) {
+    cudaGetLastError();
+    throw DeviceMemoryError(
+        "Not enough memory: the system gives no more pinned memory for copies to the CUDA device (" + asked(wanted) +
+            "). Raise this process's memory limit, or end what else holds memory.",
+        asked(wanted));
+  }
+  check_cuda(status, "cudaMallocHost");
   bytes_ = wanted;
   return data_;
 }
@@ -90,16 +121,16 @@ void PackedUpload::send(cudaStream_t stream) {
 CublasHandle::CublasHandle(cudaStream_t stream) {
   require_cublas();
   workspace_ = DeviceMemory(size_t{32} << 20);
-  TM_CUBLAS(cublasCreate(&handle_));
-  TM_CUBLAS(cublasSetStream(handle_, stream));
-  TM_CUBLAS(cublasSetWorkspace(handle_, workspace_.data(), workspace_.bytes()));
+  cublasHandle_t handle = nullptr;
+  const cublasStatus_t created = cublasCreate(&handle);
+  // What it says on a full device, too.
+  check_cublas(created == CUBLAS_STATUS_NOT_INITIALIZED ? CUBLAS_STATUS_ALLOC_FAILED : created, "cublasCreate");
+  handle_.reset(handle);
+  TM_CUBLAS(cublasSetStream(handle, stream));
+  TM_CUBLAS(cublasSetWorkspace(handle, workspace_.data(), workspace_.bytes()));
   // Neither TF32 for fp32 inputs nor sums in bf16 for bf16 ones.
   TM_CUBLAS(cublasSetMathMode(
-      handle_, static_cast<cublasMath_t>(CUBLAS_DEFAULT_MATH | CUBLAS_MATH_DISALLOW_REDUCED_PRECISION_REDUCTION)));
-}
-
-CublasHandle::~CublasHandle() {
-  if (handle_ != nullptr) cublasDestroy(handle_);
+      handle, static_cast<cublasMath_t>(CUBLAS_DEFAULT_MATH | CUBLAS_MATH_DISALLOW_REDUCED_PRECISION_REDUCTION)));
 }
 
 std::byte* CudaBackend::allocate(size_t bytes) {
@@ -117,6 +148,7 @@ void CudaBackend::free(std::byte* memory) {
   if (memory == nullptr) return;
   cudaSetDevice(device_);
   cudaStreamSynchronize(stream());
+  cudaGetLastError();
   const std::lock_guard lock(allocations_mutex_);
   TM_CHECK(allocations_.erase(memory) == 1);
 }

@@ -115,8 +115,10 @@ std::unique_ptr<Weight> CudaBackend::pack(std::span<const RawTensor* const> part
   const size_t row_bytes = static_cast<size_t>(weight->stride * size);
   try {
     weight->memory = DeviceMemory(static_cast<size_t>(weight->n) * row_bytes);
-  } catch (const Error& error) {
-    throw Error(error.kind(), std::string(error.what()) + " Loading tensor " + weight->name + ".");
+  } catch (const DeviceMemoryError& error) {
+    throw Error(ErrorKind::kRuntime, "Not enough memory for the model's weights, at tensor " + weight->name + " (" +
+                                         error.figures() +
+                                         "). Use a smaller model, or end what else holds the device's memory.");
   }
 
   if (upload_ == nullptr) upload_ = std::make_unique<WeightUpload>(stream());

@@ -1,7 +1,8 @@
 // Recorded steps, by key: run as they are the first time, recorded the second, launched as one from then on.
 //
-// A record holds addresses, so it is made anew after a scratch buffer has moved. What cannot be recorded is run as it
-// is for good, and said once.
+// A record holds addresses, so it is made anew after a scratch buffer has moved. What could not be recorded, or whose
+// record could not be launched for lack of device memory, is run as it is and tried once more; then it is run as it is
+// for good, and said once.
 #pragma once
 
 #include <cstdint>
@@ -43,9 +44,11 @@ class StepGraphs {
     bool warm = false;   // ran once with scratch of this size
     int failures = 0;
   };
-  // Null where it could not be recorded; nothing has been run then.
-  std::unique_ptr<CUgraphExec_st, ExecDeleter> record(cudaStream_t stream, const std::function<void()>& work);
-  void launch(const Entry& entry, cudaStream_t stream);
+  // Null where it could not be recorded, and `reason` says why; nothing has been run then.
+  std::unique_ptr<CUgraphExec_st, ExecDeleter> record(cudaStream_t stream, const std::function<void()>& work,
+                                                      std::string& reason);
+  // False where the device has not enough memory for it; nothing has been run then.
+  bool launch(const Entry& entry, cudaStream_t stream, std::string& reason);
 
   std::map<Key, Entry> entries_;
   std::function<void(const std::string&)> warn_;

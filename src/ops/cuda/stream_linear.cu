@@ -342,9 +342,9 @@ bool is_aligned(const void* pointer) { return reinterpret_cast<uintptr_t>(pointe
 }  // namespace
 
 bool can_stream(const StreamProduct& product) {
-  static const bool is_built =
-      has_body(reinterpret_cast<const void*>(stream_kernel<uint16_t, 1, 512, false, Input::kRounded>));
-  if (!is_built) return false;
+  static PerDevice is_built;
+  const auto kernel = stream_kernel<uint16_t, 1, 512, false, Input::kRounded>;
+  if (!has_body(reinterpret_cast<const void*>(kernel), is_built)) return false;
   if (product.rows > kStreamRowsMax || product.k % 64 != 0 || product.n >= (int64_t{1} << 31)) return false;
   if (!is_aligned(product.x)) return false;
   if (!product.x_float) return product.norm == nullptr && product.x_stride % 8 == 0;

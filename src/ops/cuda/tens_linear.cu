@@ -9,7 +9,6 @@
 #include "ops/cuda/tens_linear.h"
 
 #include <algorithm>
-#include <atomic>
 #include <span>
 
 #include "base/check.h"
@@ -231,17 +230,16 @@ __global__ void __launch_bounds__(kThreads + 32, 1) tens_kernel(const __grid_con
 // Blocks that the device holds at a time; depends on how its multiprocessors hang together.
 int blocks_max(int num_sms) {
   using S = Shape<uint16_t, 64, 32, false>;  // all shapes are one block a multiprocessor
-  static std::atomic<int> known{0};          // of one kind of card
-  if (known == 0) {
+  static PerDevice known;
+  return known.get([num_sms] {
     constexpr int kBytes = S::kStages * S::kStageBytes;
     TM_CUDA(cudaFuncSetAttribute(tens_kernel<S>, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes));
     const auto blocks = static_cast<unsigned>(num_sms / kCluster * kCluster);
     const LaunchConfig launch(blocks, kThreads + 32, kBytes, nullptr, true, kCluster);
     int clusters = 0;
     TM_CUDA(cudaOccupancyMaxActiveClusters(&clusters, tens_kernel<S>, &launch.config));
-    known = std::clamp(clusters, 1, num_sms / kCluster) * kCluster;
-  }
-  return known;
+    return std::clamp(clusters, 1, num_sms / kCluster) * kCluster;
+  });
 }
 
 template <class S>
@@ -294,8 +292,9 @@ void launch_best(const StreamProduct& product, int num_sms, cudaStream_t stream)
 }  // namespace
 
 bool can_take_tens(const StreamProduct& product) {
-  static const bool is_built = has_body(reinterpret_cast<const void*>(tens_kernel<Shape<uint16_t, 64, 32, false>>));
-  if (!is_built || product.rows > kTensRowsMax || product.x_float || product.norm != nullptr) return false;
+  static PerDevice is_built;
+  if (!has_body(reinterpret_cast<const void*>(tens_kernel<Shape<uint16_t, 64, 32, false>>), is_built)) return false;
+  if (product.rows > kTensRowsMax || product.x_float || product.norm != nullptr) return false;
   const void* const out = product.out != nullptr ? static_cast<const void*>(product.out) : product.out_half;
   const uintptr_t alignment = product.out != nullptr ? 8 : 4;
   return product.k % 64 == 0 && product.n % 8 == 0 && product.n < (int64_t{1} << 31) && product.x_stride % 8 == 0 &&

@@ -62,10 +62,12 @@ CUtensorMap row_groups_map(const void* data, int64_t rows, int64_t cols, int box
   return encode(data, 4, sizes, strides, box);
 }
 
-bool has_body(const void* kernel) {
-  cudaFuncAttributes attributes{};
-  TM_CUDA(cudaFuncGetAttributes(&attributes, kernel));
-  return attributes.sharedSizeBytes > 0;
+bool has_body(const void* kernel, PerDevice& known) {
+  return known.get([kernel] {
+    cudaFuncAttributes attributes{};
+    TM_CUDA(cudaFuncGetAttributes(&attributes, kernel));
+    return attributes.sharedSizeBytes > 0 ? 1 : 0;
+  }) == 1;
 }
 
 }  // namespace tokenmill

@@ -11,7 +11,6 @@
 #include "ops/cuda/wide_linear.h"
 
 #include <algorithm>
-#include <atomic>
 
 #include "base/check.h"
 #include "ops/cuda/activation.cuh"
@@ -348,13 +347,12 @@ __global__ void __launch_bounds__(S::kThreads + 32, 1) wide_kernel(const __grid_
 // Clusters that the device holds at a time; depends on how its multiprocessors hang together.
 template <class T, class S>
 int clusters_max(const cudaLaunchConfig_t& config, int num_sms) {
-  static std::atomic<int> known{0};  // of one kind of card
-  if (known == 0) {
+  static PerDevice known;
+  return known.get([&config, num_sms] {
     int found = 0;
     TM_CUDA(cudaOccupancyMaxActiveClusters(&found, wide_kernel<T, S>, &config));
-    known = std::clamp(found, 1, num_sms / kSlices);
-  }
-  return known;
+    return std::clamp(found, 1, num_sms / kSlices);
+  });
 }
 
 template <class T, class S>
@@ -406,8 +404,9 @@ void launch(const StreamProduct& product, int num_sms, cudaStream_t stream) {
 }  // namespace
 
 bool can_widen(const StreamProduct& product) {
-  static const bool is_built = has_body(reinterpret_cast<const void*>(wide_kernel<uint16_t, Tens>));
-  if (!is_built || product.x_float || product.norm != nullptr) return false;
+  static PerDevice is_built;
+  if (!has_body(reinterpret_cast<const void*>(wide_kernel<uint16_t, Tens>), is_built)) return false;
+  if (product.x_float || product.norm != nullptr) return false;
   return product.k % 64 == 0 && product.n % 8 == 0 && product.n < (int64_t{1} << 31) && product.x_stride % 8 == 0 &&
          reinterpret_cast<uintptr_t>(product.x) % 16 == 0;
 }

@@ -122,6 +122,7 @@ CudaBackend::CudaBackend(const CudaOptions& options)
       stream_rows_max_(options.deterministic ? 0 : options.stream_rows_max),
       tens_rows_max_(options.tens_rows_max),
       many_rows_min_(options.many_rows_min),
+      many_k_min_(options.many_k_min),
       wide_rows_max_(options.wide_rows_max),
       deterministic_(options.deterministic) {
   if (gemv_rows_max_ < 0 || gemv_rows_max_ > 8) {

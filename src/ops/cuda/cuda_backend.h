@@ -116,7 +116,7 @@ class CudaBackend final : public Backend {
                          Matrix out);  // linear_invariant.cu
 
   int device_;
-  int gemv_rows_max_, stream_rows_max_, tens_rows_max_, many_rows_min_, wide_rows_max_;
+  int gemv_rows_max_, stream_rows_max_, tens_rows_max_, many_rows_min_, many_k_min_, wide_rows_max_;
   bool deterministic_;
   int num_sms_ = 0;
   bool early_launch_ = false;  // launch.cuh

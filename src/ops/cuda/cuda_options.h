@@ -17,8 +17,9 @@ struct CudaOptions {
   int stream_rows_max = 16;
   // The same for those of tens_linear.h (at most 64), which come next.
   int tens_rows_max = 64;
-  // Gated layers of at least this many rows go through the kernel of many_linear.h where it can be used.
-  int many_rows_min = 512;
+  // Products of at least this many rows, along at least this K, go through those of many_linear.h where they can be
+  // used and keep the card busy.
+  int many_rows_min = 512, many_k_min = 1024;
   // The same for those of wide_linear.h, for measuring.
   int wide_rows_max = 0;
   // Kernels whose results for a row never depend on the step's other rows, bit for bit.

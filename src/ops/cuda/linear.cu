@@ -284,7 +284,8 @@ bool CudaBackend::stream_product(Matrix x, const Norm* norm, const CudaWeight& w
   const bool streams = x.rows <= stream_rows_max_;
   const bool widens = (deterministic_ || x.rows <= wide_rows_max_) && can_widen(ready);
   const bool is_tens = !deterministic_ && x.rows <= tens_rows_max_ && can_take_tens(ready);
-  const bool is_many = !deterministic_ && x.rows >= many_rows_min_ && can_take_many(ready, num_sms_);
+  const bool is_many =
+      !deterministic_ && x.rows >= many_rows_min_ && weight.k >= many_k_min_ && can_take_many(ready, num_sms_);
   if (streams && can_stream(product)) {
     launch_stream_product(product, num_sms_, stream());
     return true;

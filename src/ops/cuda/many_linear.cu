@@ -68,7 +68,7 @@ struct Place {
 __device__ inline void fill_ring(const ManyArgs& args, uint32_t ring, uint32_t full, uint32_t empty) {
   const int rank = blockIdx.x % kCluster;
   const uint64_t often = evict_last_policy();
-  const CUtensorMap* const shared_part = rank == 0 ? &args.weight : &args.second;
+  const CUtensorMap* const weights = rank == 0 ? &args.weight : &args.second;
   Place at;
   for (int index = blockIdx.x / kCluster; index < args.tiles; index += gridDim.x / kCluster) {
     const Tile tile(args, index, rank);
@@ -77,32 +77,49 @@ __device__ inline void fill_ring(const ManyArgs& args, uint32_t ring, uint32_t f
       const uint32_t target = ring + at.stage * kStageBytes, barrier = full + 8 * at.stage;
       expect_bytes(barrier, kStageBytes);
       copy_box(target, &args.x, tile.row, piece, barrier, often);
-      copy_to_all<kCluster>(target + kInputBytes + rank * kWeightBytes, shared_part, tile.col, piece, barrier, often);
+      copy_to_all<kCluster>(target + kInputBytes + rank * kWeightBytes, weights, tile.col, piece, barrier, often);
     }
   }
 }
 
+__device__ inline float2 two_of(const float* values, int at) {
+  return values != nullptr ? *reinterpret_cast<const float2*>(values + at) : float2{};
+}
+
 // Columns of gate, then of up, in a lane's sums.
 template <class T, Activation kActivation>
-__device__ void write_tile(const ManyArgs& args, const Tile& tile, const float (&sums)[kCols]) {
-  const int g = threadIdx.x % 32 / 4, t = threadIdx.x % 4, first_row = tile.row + threadIdx.x / 32 * 16 + g;
+__device__ void write_gated(const ManyArgs& args, const Tile& tile, const float (&sums)[kCols]) {
+  const int g = threadIdx.x % 32 / 4, t = threadIdx.x % 4, row = tile.row + threadIdx.x / 32 * 16 + g;
+  const int col = tile.col + 2 * t;
+  const bool has_bias = args.bias != nullptr || args.second_bias != nullptr;
 #pragma unroll
-  for (int n = 0; n < kCols / 8; ++n) {
-    const int col = tile.col + n * 8 + 2 * t;
-    if (col >= args.n) continue;
-    const float2 bias = args.bias != nullptr ? *reinterpret_cast<const float2*>(args.bias + col) : float2{};
-    const float2 other =
-        args.second_bias != nullptr ? *reinterpret_cast<const float2*>(args.second_bias + col) : float2{};
+  for (int half = 0; half < 2; ++half) {
+    const int cols = row + half * 8 < args.rows ? args.n - col : 0;  // from the lane's first one on
+    uint16_t* const out = args.out_half + (row + half * 8) * args.out_stride + col;
 #pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      const int at = n * 4 + half * 2, row = first_row + half * 8;
+    for (int n = 0; n < kCols; n += 8) {
+      const int at = n / 2 + half * 2;
       // Rounded as products that are written and read again.
       const uint32_t gate = pair_of<T>(sums[at], sums[at + 1]);
       const uint32_t up = pair_of<T>(sums[kCols / 2 + at], sums[kCols / 2 + at + 1]);
-      const float a = activate(kActivation, low_of<T>(gate) + bias.x) * (low_of<T>(up) + other.x);
-      const float b = activate(kActivation, high_of<T>(gate) + bias.y) * (high_of<T>(up) + other.y);
-      if (row < args.rows) *reinterpret_cast<uint32_t*>(args.out_half + row * args.out_stride + col) = pair_of<T>(a, b);
+      float2 a = {low_of<T>(gate), high_of<T>(gate)}, b = {low_of<T>(up), high_of<T>(up)};
+      if (has_bias && n < cols) {
+        const float2 more = two_of(args.bias, col + n), other = two_of(args.second_bias, col + n);
+        a = {a.x + more.x, a.y + more.y};
+        b = {b.x + other.x, b.y + other.y};
+      }
+      const uint32_t pair = pair_of<T>(activate(kActivation, a.x) * b.x, activate(kActivation, a.y) * b.y);
+      if (n < cols) *reinterpret_cast<uint32_t*>(out + n) = pair;
     }
+  }
+}
+
+template <class T>
+__device__ void write_tile(const ManyArgs& args, const Tile& tile, const float (&sums)[kCols]) {
+  if (args.activation == Activation::kSilu) {
+    write_gated<T, Activation::kSilu>(args, tile, sums);
+  } else {
+    write_gated<T, Activation::kGeluTanh>(args, tile, sums);
   }
 }
 
@@ -136,11 +153,7 @@ __device__ void multiply_tiles(const ManyArgs& args, uint32_t ring, uint32_t ful
     pin(sums);
     if (lane < kCluster) hand_back_there(empty + 8 * before, lane);
     is_first = false;
-    if (args.activation == Activation::kSilu) {
-      write_tile<T, Activation::kSilu>(args, Tile(args, index, rank), sums);
-    } else {
-      write_tile<T, Activation::kGeluTanh>(args, Tile(args, index, rank), sums);
-    }
+    write_tile<T>(args, Tile(args, index, rank), sums);
   }
 }
 
@@ -219,18 +232,19 @@ void launch(const StreamProduct& product, int num_sms, cudaStream_t stream) {
 bool can_take_many(const StreamProduct& product, int num_sms) {
   static PerDevice is_built;
   if (!has_body(reinterpret_cast<const void*>(many_kernel<uint16_t>), is_built)) return false;
-  if (product.second == nullptr || product.out_half == nullptr) return false;
-  if (product.x_float || product.norm != nullptr || product.add) return false;
+  if (product.x_float || product.norm != nullptr) return false;
+  if (product.second == nullptr || product.out_half == nullptr || product.add) return false;
+  const auto is_aligned = [](const void* pointer, uintptr_t bytes) {
+    return reinterpret_cast<uintptr_t>(pointer) % bytes == 0;
+  };
   if (product.k % 64 != 0 || product.n % 8 != 0 || product.n >= int64_t{1} << 31 || product.x_stride % 8 != 0 ||
-      reinterpret_cast<uintptr_t>(product.x) % 16 != 0 || product.out_stride % 2 != 0 ||
-      reinterpret_cast<uintptr_t>(product.out_half) % 4 != 0 || reinterpret_cast<uintptr_t>(product.bias) % 8 != 0 ||
-      reinterpret_cast<uintptr_t>(product.second_bias) % 8 != 0) {
+      product.out_stride % 2 != 0 || !is_aligned(product.x, 16) || !is_aligned(product.out_half, 4) ||
+      !is_aligned(product.bias, 8) || !is_aligned(product.second_bias, 8)) {
     return false;
   }
-  const double clusters = clusters_max(num_sms);
+  const double clusters = clusters_max(num_sms), tile = kCluster * kRows * kCols;
   const double rounds = std::ceil(static_cast<double>(count_tiles(product)) / clusters);
-  const double used = static_cast<double>(product.rows) * static_cast<double>(product.n) / (kCluster * kRows * kCols);
-  return used >= kWorkMin * clusters * rounds;
+  return static_cast<double>(product.rows) * static_cast<double>(product.n) >= kWorkMin * clusters * rounds * tile;
 }
 
 void launch_many_product(const StreamProduct& product, int num_sms, cudaStream_t stream) {

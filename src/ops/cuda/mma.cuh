@@ -11,13 +11,6 @@ __device__ inline uint32_t shared_address(const void* pointer) {
   return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
 }
 
-// Denormal results are zero.
-__device__ inline float exp2_fast(float x) {
-  float y;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-  return y;
-}
-
 // sums += a [16, 16] b [16, 8]. Lane (g, t) = (lane / 4, lane % 4) holds of a: (g, 2t), (g + 8, 2t), (g, 2t + 8),
 // (g + 8, 2t + 8), each with its right neighbour; of b: (2t, g), (2t + 8, g), each with the one below; of the sums:
 // (g, 2t), (g, 2t + 1), (g + 8, 2t), (g + 8, 2t + 1).

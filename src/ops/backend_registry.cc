@@ -50,7 +50,7 @@ std::unique_ptr<Backend> make_backend(std::string_view device, const CpuOptions&
   const int index = device_index(device);
   if (index == kCpu) return make_cpu_backend(cpu);
 #ifdef TOKENMILL_CUDA
-  return make_cuda_backend({.device = index, .deterministic = deterministic});
+  return make_cuda_backend({.device = index, .load_threads = cpu.num_threads, .deterministic = deterministic});
 #else
   (void)deterministic;
   return nullptr;  // check_device_name() has thrown

@@ -387,8 +387,8 @@ TEST(CudaFaults, AFailedKernelEndsTheEngine) {
     FakeCuda cuda;
     Engine engine(small_args());
     EXPECT_TRUE(is_whole(engine.generate(request_of(9, 8)).at(0), 8));
-    auto waiting = engine.generate_async({request_of(30, 2000), request_of(8, 2000)});
-    cuda.set_answer(failing(call, 1, cudaErrorIllegalAddress, kAlways));
+    cuda.set_answer(failing(call, 5, cudaErrorIllegalAddress, kAlways));
+    auto waiting = engine.generate_async({request_of(30, 400), request_of(8, 400)});
     EXPECT_LOAD_ERROR((void)waiting.get(), ErrorKind::kRuntime, "The engine has stopped", "cudaErrorIllegalAddress");
     EXPECT_LOAD_ERROR((void)engine.generate(request_of(9, 8)), ErrorKind::kRuntime, "The engine has stopped");
     engine.shutdown();
@@ -396,6 +396,49 @@ TEST(CudaFaults, AFailedKernelEndsTheEngine) {
     cuda.set_answer(nullptr);
     EXPECT_TRUE(is_whole(Engine(small_args()).generate(request_of(9, 8)).at(0), 8));
   }
+}
+
+// Any call of the steps fails, once: the engine ends with a typed error, or ends the requests, or does without.
+TEST(CudaFaults, AnyCallOfAStepMayFail) {
+  const std::vector<Request> requests = {request_of(3, 12), request_of(450, 5), request_of(40, 9)};
+  std::map<std::string, int> calls;
+  {
+    FakeCuda cuda;
+    Engine engine(small_args());
+    const auto before = cuda.calls();
+    (void)engine.generate(requests);
+    for (const auto& [call, count] : cuda.calls()) {
+      const auto known = before.find(call);
+      const int made = count - (known != before.end() ? known->second : 0);
+      if (made > 0) calls[call] = made;
+    }
+  }
+  int stopped = 0, went_on = 0;
+  for (const auto& [call, count] : calls) {
+    for (const int nth : std::set<int>{1, (count + 1) / 2, count}) {
+      SCOPED_TRACE(call + " " + std::to_string(nth) + " of " + std::to_string(count));
+      FakeCuda cuda;
+      Engine engine(small_args());
+      cuda.set_answer(failing(call, nth, cudaErrorLaunchFailure));
+      try {
+        (void)engine.generate(requests);
+        cuda.set_answer(nullptr);
+        EXPECT_TRUE(is_whole(engine.generate(request_of(20, 6)).at(0), 6));
+        ++went_on;
+      } catch (const Error& error) {
+        ++stopped;
+        const std::string said = error.what();
+        EXPECT_NE(said.find("The engine has stopped"), std::string::npos) << said;
+        EXPECT_NE(said.find(call.starts_with("cublas") ? "cuBLAS: " : "cudaErrorLaunchFailure"), std::string::npos)
+            << said;
+        EXPECT_LOAD_ERROR((void)engine.generate(requests), ErrorKind::kRuntime, "The engine has stopped");
+      }
+      engine.shutdown();
+      EXPECT_EQ(cuda.num_held(), 0);
+    }
+  }
+  std::printf("[ faults   ] %zu calls of steps: %d engines stopped, %d went on\n", calls.size(), stopped, went_on);
+  EXPECT_GT(stopped, 10);
 }
 
 // --- options and what is given back
@@ -436,6 +479,26 @@ TEST(CudaFaults, GraphsAreCapturedForTheSizesThatTheOptionsSay) {
     EXPECT_EQ(cuda.calls()["cudaStreamBeginCapture"], 0);
     EXPECT_EQ(lines.count("Capture cuda graph"), 0);
   }
+}
+
+TEST(CudaFaults, WeightsAreReadByAsManyThreadsAsTheOptionSays) {
+  const auto threads_while_loading = [](int64_t num_threads) {
+    FakeCuda cuda;
+    int64_t most = 0;
+    cuda.answer = [&](std::string_view call) {
+      if (call == "cudaEventRecord") {
+        most = std::max<int64_t>(most, std::distance(std::filesystem::directory_iterator("/proc/self/task"), {}));
+      }
+      return cudaSuccess;
+    };
+    ServerArgs args = small_args();
+    args.num_threads = num_threads;
+    Engine{args}.shutdown();
+    return most;
+  };
+  const int64_t alone = threads_while_loading(1);
+  EXPECT_EQ(threads_while_loading(4), alone + 3);
+  EXPECT_EQ(threads_while_loading(1), alone);
 }
 
 TEST(CudaFaults, TwentyEnginesGiveAllBack) {

@@ -124,6 +124,7 @@ CudaBackend::CudaBackend(const CudaOptions& options)
       many_rows_min_(options.many_rows_min),
       many_k_min_(options.many_k_min),
       wide_rows_max_(options.wide_rows_max),
+      load_threads_(options.load_threads),
       deterministic_(options.deterministic) {
   if (gemv_rows_max_ < 0 || gemv_rows_max_ > 8) {
     throw Error(ErrorKind::kValue, "gemv_rows_max must be in [0, 8], got " + std::to_string(gemv_rows_max_) + ".");

@@ -117,6 +117,7 @@ class CudaBackend final : public Backend {
 
   int device_;
   int gemv_rows_max_, stream_rows_max_, tens_rows_max_, many_rows_min_, many_k_min_, wide_rows_max_;
+  int load_threads_;
   bool deterministic_;
   int num_sms_ = 0;
   bool early_launch_ = false;  // launch.cuh

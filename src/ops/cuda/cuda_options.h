@@ -22,6 +22,8 @@ struct CudaOptions {
   int many_rows_min = 512, many_k_min = 1024;
   // The same for those of wide_linear.h, for measuring.
   int wide_rows_max = 0;
+  // Of the host, that read weights and send them; 0: as many as this process may use.
+  int load_threads = 0;
   // Kernels whose results for a row never depend on the step's other rows, bit for bit.
   bool deterministic = false;
 };

@@ -121,7 +121,7 @@ std::unique_ptr<Weight> CudaBackend::pack(std::span<const RawTensor* const> part
                                          "). Use a smaller model, or end what else holds the device's memory.");
   }
 
-  if (upload_ == nullptr) upload_ = std::make_unique<WeightUpload>(stream());
+  if (upload_ == nullptr) upload_ = std::make_unique<WeightUpload>(stream(), load_threads_);
   struct Scratch {
     std::vector<float> values;
     std::vector<std::byte> stored;

@@ -11,8 +11,8 @@ constexpr int kThreadsMax = 16;
 
 }  // namespace
 
-WeightUpload::WeightUpload(cudaStream_t stream)
-    : stream_(stream), pool_(std::clamp(usable_cpus(), 1, kThreadsMax), nullptr) {}
+WeightUpload::WeightUpload(cudaStream_t stream, int num_threads)
+    : stream_(stream), pool_(std::clamp(num_threads > 0 ? num_threads : usable_cpus(), 1, kThreadsMax), nullptr) {}
 
 std::byte* WeightUpload::next_slot(size_t bytes) {
   current_ = (current_ + 1) % kSlots;

@@ -12,7 +12,7 @@ namespace tokenmill {
 
 class WeightUpload {
  public:
-  explicit WeightUpload(cudaStream_t stream);
+  WeightUpload(cudaStream_t stream, int num_threads);  // at most 16; 0: as many as this process may use
 
   int num_threads() const { return pool_.num_threads(); }
   // Calls make(first, count, out, worker) for runs of rows that together are [0, rows), in parallel and in no order,

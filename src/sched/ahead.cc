@@ -49,8 +49,9 @@ const Batch* Scheduler::Impl::schedule_ahead() {
     TM_CHECK(computing || sequence->state == SequenceState::kDecode);
     // The commit will put other blocks into its table.
     if (!sequence->lease.duplicates.empty()) return nullptr;
-    if (sequence->abort_message || sequence->new_tokens_left() <= (computing ? 1 : 0)) continue;
-    going_on.push_back(sequence);
+    const bool goes_on = !sequence->abort_message && sequence->new_tokens_left() > (computing ? 1 : 0);
+    if (goes_on) going_on.push_back(sequence);
+    if (!goes_on && !waiting.empty()) return nullptr;  // its place is for the next step to fill
   }
   if (going_on.empty() || !make_room_ahead(going_on)) return nullptr;
 

@@ -232,6 +232,28 @@ TEST_F(Ahead, WhoFindsNoPlaceIsLookedAtWhenThereMayBeOne) {
   EXPECT_EQ(outputs[c], expected(c));
 }
 
+// An end by length is known before: the place is taken in the very next step.
+TEST_F(Ahead, APlaceThatSurelyComesFreeIsNotLeftEmpty) {
+  SchedulerOptions options = World::defaults(16, 4096);
+  options.max_running_requests = 2;
+  make(options);
+  const uint64_t a = submit(numbers(1, 20), 3);
+  submit(numbers(50, 70), 9);
+  submit(numbers(100, 120), 4);
+  const Batch* batch = schedule();
+  for (int step = 2; step <= 7; ++step) {
+    const StepResult result = sample(*batch);
+    const Batch* next = ahead();
+    EXPECT_EQ(next == nullptr, step == 2 || step == 4) << step;  // after the prompts, and after a's last token
+    commit(result);
+    batch = next != nullptr ? next : schedule();
+    EXPECT_EQ(batch->rows.size(), 2u) << step;
+  }
+  EXPECT_TRUE(finished(a));
+  commit(sample(*batch));
+  run();
+}
+
 TEST_F(Ahead, NobodyIsRetractedForIt) {
   SchedulerOptions options = World::defaults(16, 64);
   options.schedule_conservativeness = 0.02;

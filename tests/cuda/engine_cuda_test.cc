@@ -322,6 +322,67 @@ TEST_F(EngineCuda, DeterministicInference) {
   }
 }
 
+// A bit of everything that ends, masks, penalises or edits by the tokens before.
+std::vector<Request> mixed_requests(int64_t vocab) {
+  std::vector<Request> requests = random_requests(40, vocab, 50, 29);
+  for (size_t i = 0; i < requests.size(); ++i) {
+    SamplingParams& params = requests[i].sampling_params;
+    requests[i].return_logprob = true;
+    requests[i].top_logprobs_num = static_cast<int64_t>(i % 3);
+    params.max_new_tokens = 1 + static_cast<int64_t>(i * 7 % 50);
+    params.ignore_eos = false;
+    if (i % 2 == 0) params.temperature = 0.9;
+    if (i % 2 == 0) params.sampling_seed = i;
+    if (i % 3 == 0) {
+      for (int64_t id = 0; id < vocab; id += 9) params.stop_token_ids.push_back(id);
+    }
+    if (i % 5 == 0) params.min_new_tokens = *params.max_new_tokens / 2;
+    if (i % 4 == 0) params.frequency_penalty = 0.7;
+    if (i % 6 == 0) params.repetition_penalty = 1.3;
+    if (i % 7 == 0) params.n = 3;
+    if (i % 11 == 0) {
+      params.custom_logit_processor =
+          std::make_shared<const LogitProcessor>([](std::span<const int32_t> output_ids, std::span<float> logits) {
+            if (!output_ids.empty()) logits[static_cast<size_t>(output_ids.back())] -= 5;
+          });
+    }
+  }
+  return requests;
+}
+
+// Bit for bit: what is launched before the step before is committed draws what it would draw after it.
+TEST_F(EngineCuda, OverlapChangesNothing) {
+  for (const char* model : {"llama-untied", "gemma3", "mistral-swa"}) {
+    for (const char* dtype : {"float32", "bfloat16"}) {
+      for (const int64_t pool : {1 << 14, 1 << 10}) {
+        SCOPED_TRACE(std::string(model) + " " + dtype + " " + std::to_string(pool));
+        ServerArgs args = args_for(model, "cuda", dtype);
+        args.enable_deterministic_inference = true;
+        args.max_total_tokens = pool;
+        ServerArgs plain = args;
+        plain.disable_overlap_schedule = true;
+        Engine overlapped(args), one_by_one(plain);
+        const auto requests = mixed_requests(overlapped.vocab_size());
+        for (int round = 0; round < 2; ++round) {  // the second over what the cache holds
+          const auto a = overlapped.generate(requests), b = one_by_one.generate(requests);
+          ASSERT_EQ(a.size(), b.size());
+          for (size_t i = 0; i < a.size(); ++i) {
+            ASSERT_EQ(a[i].output_ids, b[i].output_ids) << i;
+            ASSERT_EQ(a[i].meta_info.finish_reason->type, b[i].meta_info.finish_reason->type) << i;
+            ASSERT_EQ(a[i].meta_info.output_token_logprobs.size(), b[i].meta_info.output_token_logprobs.size());
+            for (size_t t = 0; t < a[i].meta_info.output_token_logprobs.size(); ++t) {
+              ASSERT_EQ(a[i].meta_info.output_token_logprobs[t].logprob,
+                        b[i].meta_info.output_token_logprobs[t].logprob)
+                  << i << " " << t;
+            }
+          }
+        }
+        EXPECT_GT(overlapped.stats().at("finished"), 0);
+      }
+    }
+  }
+}
+
 // A model that does something of its own after each forward pass.
 class MeddledModel final : public Model {
  public:

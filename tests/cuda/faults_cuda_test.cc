@@ -381,8 +381,7 @@ TEST(CudaFaults, OutOfMemoryInAStepEndsItsRequestsOnly) {
 // ---------------------------------------------------------------------------------------------------------- Of a
 // kernel that failed the device's next calls tell. The engine ends, typed, in every call; the process lives.
 TEST(CudaFaults, AFailedKernelEndsTheEngine) {
-  for (const char* const call :
-       {"cudaStreamSynchronize", "cudaLaunchKernelExC", "cudaGraphLaunch", "cudaMemcpyAsync"}) {
+  for (const char* const call : {"cudaEventSynchronize", "cudaLaunchKernelExC", "cudaGraphLaunch", "cudaMemcpyAsync"}) {
     SCOPED_TRACE(call);
     FakeCuda cuda;
     Engine engine(small_args());

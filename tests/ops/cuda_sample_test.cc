@@ -1,6 +1,7 @@
 // Sampling of the CUDA backend against the CPU's.
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cstdio>
 #include <set>
 #include <span>
@@ -105,6 +106,70 @@ TEST_F(CudaBackendTest, SamplesLikeTheCpu) {
   EXPECT_EQ(differing, 0) << "of " << rows_seen << ", seed " << seed_;
   std::printf("[ sampling ] %d rows, %d differ from the CPU's\n", rows_seen, differing);
   EXPECT_GT(tokens.size(), 50u);
+}
+
+// In halves and by chunks of rows, as the engine does: the same answers, told after the next step has been launched,
+// which begins with the tokens that lie in the slots.
+TEST_F(CudaBackendTest, SamplingInHalvesLeavesItsTokensInSlots) {
+  constexpr int64_t kVocab = 700, kRows = 5, kCols = 16;
+  std::vector<float> ids(static_cast<size_t>(kVocab * kCols));
+  for (int64_t id = 0; id < kVocab; ++id) ids[static_cast<size_t>(id * kCols)] = static_cast<float>(id);
+  const RawTensor table = tensor_of(ids, kVocab, kCols, WeightType::kF32);
+  const RawTensor* const part = &table;
+  const auto weight = cuda_->pack({&part, 1}, {}, Packing::kFloat32);
+  EXPECT_TRUE(cuda_->overlaps());
+  for (int trial = 0; trial < 20; ++trial) {
+    auto logits = normal_values(kRows * kVocab, random_, 2);
+    if (trial % 3 == 0) logits[3 * kVocab] = kNan;  // row 3 has no token: its slot holds 0
+    std::vector<SamplingRow> rows(kRows);
+    const std::vector<int32_t> asked = {3, 600};
+    for (size_t i = 0; i < rows.size(); ++i) {
+      rows[i].temperature = i % 2 == 0 ? 0.8f : 0.0f;
+      rows[i].seed = random_();
+      rows[i].want_logprob = true;
+      rows[i].top_logprobs = static_cast<int32_t>(i);
+      if (i % 2 == 1) rows[i].logprob_ids = &asked;
+    }
+    const auto want = sample_rows(*cuda_, logits, kVocab, rows);
+
+    Placed placed(*cuda_, kRows, kVocab, logits), forgotten(*cuda_, kRows, kVocab, logits);
+    if (trial % 4 == 1) {  // a sampling that went no further
+      cuda_->launch_sample(forgotten.view().slice_rows(0, 3), std::span(rows).first(3), 0, kRows);
+    }
+    cuda_->launch_sample(placed.view().slice_rows(0, 3), std::span(rows).first(3), 0, kRows);
+    cuda_->launch_sample(placed.view().slice_rows(3, 2), std::span(rows).subspan(3), 3, kRows);
+    Batch next;
+    next.tokens = {0, 7, 0, 0, 0, 0};
+    next.positions = {1, 0, 1, 1, 1, 1};
+    for (int32_t token = 0; token < 6; ++token) {
+      next.rows.push_back(
+          {.sequence_id = 0, .q_len = 1, .kv_len = 1, .token_begin = token, .block_begin = token, .num_blocks = 1});
+      next.block_tables.push_back(token);
+    }
+    next.slot_tokens = {{0, 4}, {2, 3}, {3, 0}, {4, 1}, {5, 2}};
+    cuda_->plan(next, 16);
+    Placed out(*cuda_, 6, kCols);
+    cuda_->embed(next.tokens, *weight, 1, out.view());
+    std::vector<SampledToken> got(kRows);
+    cuda_->collect_samples(got);
+
+    const auto found = out.read();
+    const auto token_at = [&](size_t index) { return static_cast<int32_t>(found[index * kCols]); };
+    EXPECT_EQ(token_at(1), 7);
+    for (const SlotToken& token : next.slot_tokens) {
+      EXPECT_EQ(token_at(static_cast<size_t>(token.token_index)),
+                std::max(0, want[static_cast<size_t>(token.slot)].token));
+    }
+    for (size_t i = 0; i < rows.size(); ++i) {
+      SCOPED_TRACE(std::to_string(trial) + " " + std::to_string(i));
+      ASSERT_EQ(got[i].invalid, want[i].invalid);
+      if (got[i].invalid) continue;
+      EXPECT_EQ(got[i].token, want[i].token);
+      EXPECT_EQ(got[i].logprob, want[i].logprob);
+      EXPECT_EQ(got[i].top_logprobs, want[i].top_logprobs);
+      EXPECT_EQ(got[i].ids_logprobs, want[i].ids_logprobs);
+    }
+  }
 }
 
 TEST_F(CudaBackendTest, SamplingIsTheSameAloneAndTogether) {

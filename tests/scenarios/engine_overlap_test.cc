@@ -45,6 +45,7 @@ ShadowEngineOptions options_with(bool overlap, int64_t max_total_tokens) {
   ShadowEngineOptions options;
   options.tokenizer = true;
   options.overlap = overlap;
+  options.args.disable_overlap_schedule = !overlap;
   options.args.max_total_tokens = max_total_tokens;
   options.args.chunked_prefill_size = 48;
   options.args.max_running_requests = 12;

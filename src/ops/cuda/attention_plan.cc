@@ -251,6 +251,9 @@ void CudaBackend::plan(const Batch& batch, int32_t page_size) {
   plan.tables = batch.block_tables;
   plan.tables.insert(plan.tables.end(), batch.window_tables.begin(), batch.window_tables.end());
   const size_t tables = upload.add(std::span<const int32_t>(plan.tables));
+  plan.slot_tokens = batch.slot_tokens;
+  plan.slot_tokens.resize(batch.rows.size());  // the same room with slots and without: none is taken later
+  const size_t slot_tokens = upload.add(std::span<const SlotToken>(plan.slot_tokens));
   upload.send(stream());
   plan.device_tokens = upload.at<int32_t>(tokens);
   plan.device_positions = upload.at<int32_t>(positions);
@@ -261,6 +264,10 @@ void CudaBackend::plan(const Batch& batch, int32_t page_size) {
   plan.device_rows[0] = upload.at<PlanRow>(rows);
   plan.device_rows[1] = has_window ? upload.at<PlanRow>(window_rows) : nullptr;
   plan.set_items(upload, items);
+  plan.takes_slots = !batch.slot_tokens.empty();
+  if (plan.takes_slots) {
+    take_slot_tokens(batch.slot_tokens, upload.at<SlotToken>(slot_tokens), upload.mutable_at<int32_t>(tokens));
+  }
 }
 
 }  // namespace tokenmill

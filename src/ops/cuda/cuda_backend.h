@@ -2,6 +2,7 @@
 // come from one thread at a time; what returns values to the host waits for the stream.
 #pragma once
 
+#include <deque>
 #include <memory>
 #include <mutex>
 #include <optional>
@@ -13,6 +14,7 @@
 #include "ops/backend.h"
 #include "ops/cuda/cuda_common.h"
 #include "ops/cuda/cuda_options.h"
+#include "ops/cuda/sample_args.h"
 #include "ops/cuda/step_graphs.h"
 #include "ops/cuda/weight_upload.h"
 
@@ -71,6 +73,9 @@ class CudaBackend final : public Backend {
   int64_t kv_block_bytes(int32_t kv_heads, int32_t head_dim, int32_t page_size, DType dtype) const override;
   void copy_blocks(const KvLayer& kv, std::span<const BlockCopy> copies) override;                      // kv.cu
   void sample(Matrix logits, std::span<const SamplingRow> rows, std::span<SampledToken> out) override;  // sample.cc
+  bool overlaps() const override { return true; }
+  void launch_sample(Matrix logits, std::span<const SamplingRow> rows, int32_t first_slot, int32_t num_slots) override;
+  void collect_samples(std::span<SampledToken> out) override;
 
   int device() const { return device_; }
   cudaStream_t stream() const { return stream_->get(); }
@@ -79,6 +84,13 @@ class CudaBackend final : public Backend {
 
  private:
   struct StepPlan;  // step_plan.h
+  // Answers on their way to the host.
+  struct PendingSamples {
+    std::vector<SampleRowArgs> rows;
+    std::vector<int32_t> ids;  // of the rows' lists
+    size_t num_tops = 0;
+    PinnedMemory host;
+  };
   // How rope_kv_write() has left the queries to the attention() that follows it: to be rotated, with the new keys and
   // values to be written; or rotated and rounded to the KV's type, each head in the first half of its place.
   struct PendingQueries {
@@ -90,6 +102,9 @@ class CudaBackend final : public Backend {
   // The values on the device: a part of the step's upload where they are the same, else a copy of their own. In a
   // record only spans of the planned batch itself will do.
   const int32_t* device_ids(std::span<const int32_t> ids, DeviceScratch& scratch);
+  // Tokens of the plan that the step before has drawn: from their slots to their places.
+  void take_slot_tokens(std::span<const SlotToken> tokens, const SlotToken* device_tokens,
+                        int32_t* target);  // embed.cu
   const float* device_inv_freq(std::span<const float> inv_freq);
   static constexpr DType dtype_of(Packing packing) {
     return packing == Packing::kFloat32 ? DType::kF32 : packing == Packing::kFloat16 ? DType::kF16 : DType::kBF16;
@@ -136,10 +151,13 @@ class CudaBackend final : public Backend {
   std::vector<Frequencies> frequencies_;
   size_t next_frequencies_ = 0;
   DeviceScratch ids_, row_ids_, input_, product_, partials_, counters_{true}, unit_counters_{true}, sample_rows_,
-      sample_out_;
+      sample_out_, token_slots_;
+  int32_t num_token_slots_ = 0;
   PackedUpload sample_upload_;
+  std::deque<PendingSamples> pending_samples_;  // the first num_pending_samples_, in order; the others are kept for use
+  size_t num_pending_samples_ = 0;
+  CudaEvent samples_copied_;
   std::unique_ptr<WeightUpload> upload_;  // from the first pack() to the first plan()
-  PinnedMemory pinned_;
 };
 
 }  // namespace tokenmill

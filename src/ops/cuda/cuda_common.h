@@ -109,6 +109,7 @@ class PinnedMemory {
   PinnedMemory(const PinnedMemory&) = delete;
   PinnedMemory& operator=(const PinnedMemory&) = delete;
   std::byte* get(size_t bytes);
+  const std::byte* data() const { return data_; }
 
  private:
   std::byte* data_ = nullptr;
@@ -130,6 +131,10 @@ class PackedUpload {
   const T* at(size_t offset) const {
     return reinterpret_cast<const T*>(device_data_ + offset);
   }
+  template <class T>
+  T* mutable_at(size_t offset) {
+    return reinterpret_cast<T*>(device_data_ + offset);
+  }
 
  private:
   size_t add_bytes(const void* data, size_t bytes);
@@ -141,7 +146,7 @@ class PackedUpload {
   Slot slots_[2];
   int next_ = 0;
   DeviceScratch device_;
-  const std::byte* device_data_ = nullptr;
+  std::byte* device_data_ = nullptr;
 };
 
 class CublasHandle {

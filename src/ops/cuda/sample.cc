@@ -1,6 +1,7 @@
 // Sampling on the device, the host's part: requests to what the kernel of sample.cu reads, and its answers back.
 #include <algorithm>
 #include <limits>
+#include <utility>
 
 #include "base/check.h"
 #include "ops/cuda/cuda_backend.h"
@@ -26,7 +27,7 @@ class RowLists {
     for (const auto& [id, value] : pairs) add(id, static_cast<float>(value));
     return list;
   }
-  std::span<const int32_t> ids() const { return ids_; }
+  const std::vector<int32_t>& ids() const { return ids_; }
   std::span<const float> values() const { return values_; }
 
  private:
@@ -85,13 +86,13 @@ SampleRowArgs row_args(const SamplingRow& row, int64_t vocab, RowLists& lists) {
 }
 
 // The kernel's answers: the rows' tokens, then the top ids, their logprobs and the asked ids' logprobs.
-void read_answers(const std::byte* host, std::span<const SampleRowArgs> args, std::span<const SamplingRow> rows,
-                  size_t tops, std::span<SampledToken> out) {
+void read_answers(const std::byte* host, std::span<const SampleRowArgs> args, std::span<const int32_t> ids, size_t tops,
+                  std::span<SampledToken> out) {
   const auto* const host_rows = reinterpret_cast<const SampleRowOut*>(host);
-  const auto* const host_top_ids = reinterpret_cast<const int32_t*>(host + rows.size() * sizeof(SampleRowOut));
+  const auto* const host_top_ids = reinterpret_cast<const int32_t*>(host + args.size() * sizeof(SampleRowOut));
   const auto* const host_tops = reinterpret_cast<const float*>(host_top_ids + tops);
   const float* const host_ids = host_tops + tops;
-  for (size_t i = 0; i < rows.size(); ++i) {
+  for (size_t i = 0; i < args.size(); ++i) {
     out[i] = SampledToken{};
     if (host_rows[i].token < 0) {
       out[i].invalid = true;
@@ -103,7 +104,8 @@ void read_answers(const std::byte* host, std::span<const SampleRowArgs> args, st
       out[i].top_logprobs.emplace_back(host_top_ids[j], host_tops[j]);
     }
     for (int32_t j = 0; j < args[i].logprob_ids.count; ++j) {
-      out[i].ids_logprobs.emplace_back((*rows[i].logprob_ids)[static_cast<size_t>(j)], host_ids[args[i].ids_begin + j]);
+      out[i].ids_logprobs.emplace_back(ids[static_cast<size_t>(args[i].logprob_ids.begin + j)],
+                                       host_ids[args[i].ids_begin + j]);
     }
   }
 }
@@ -111,13 +113,28 @@ void read_answers(const std::byte* host, std::span<const SampleRowArgs> args, st
 }  // namespace
 
 void CudaBackend::sample(Matrix logits, std::span<const SamplingRow> rows, std::span<SampledToken> out) {
-  TM_CHECK(logits.rows == static_cast<int64_t>(rows.size()) && rows.size() == out.size() && logits.cols >= 1);
+  TM_CHECK(rows.size() == out.size());
+  launch_sample(logits, rows, 0, static_cast<int32_t>(rows.size()));
+  collect_samples(out);
+}
+
+void CudaBackend::launch_sample(Matrix logits, std::span<const SamplingRow> rows, int32_t first_slot,
+                                int32_t num_slots) {
+  TM_CHECK(logits.rows == static_cast<int64_t>(rows.size()) && logits.cols >= 1);
+  TM_CHECK(first_slot >= 0 && first_slot + static_cast<int64_t>(rows.size()) <= num_slots);
   TM_CHECK(logits.dtype == DType::kF32 && logits.cols <= std::numeric_limits<int32_t>::max() - 8);
   if (rows.empty()) return;
   use_device();
+  if (first_slot == 0 && num_pending_samples_ > 0) {  // of a step whose sampling failed half-way
+    TM_CUDA(cudaStreamSynchronize(stream()));
+    num_pending_samples_ = 0;
+  }
+  if (num_pending_samples_ == pending_samples_.size()) pending_samples_.emplace_back();
+  PendingSamples& pending = pending_samples_[num_pending_samples_];
   const int64_t vocab = logits.cols;
   RowLists lists(vocab);
-  std::vector<SampleRowArgs> args;
+  std::vector<SampleRowArgs>& args = pending.rows;
+  args.clear();
   size_t tops = 0, ids = 0;
   bool keeps_raw = false;
   for (const SamplingRow& row : rows) {
@@ -130,7 +147,7 @@ void CudaBackend::sample(Matrix logits, std::span<const SamplingRow> rows, std::
   }
   sample_upload_.begin();
   const size_t rows_at = sample_upload_.add(std::span<const SampleRowArgs>(args));
-  const size_t ids_at = sample_upload_.add(lists.ids());
+  const size_t ids_at = sample_upload_.add(std::span<const int32_t>(lists.ids()));
   const size_t values_at = sample_upload_.add(lists.values());
   sample_upload_.send(stream());
 
@@ -139,6 +156,10 @@ void CudaBackend::sample(Matrix logits, std::span<const SamplingRow> rows, std::
   std::byte* const answers = sample_out_.get<std::byte>(answer_bytes, stream());
   auto* const top_ids = reinterpret_cast<int32_t*>(answers + rows.size() * sizeof(SampleRowOut));
   auto* const top_logprobs = reinterpret_cast<float*>(top_ids + tops);
+  // At once for as many as most engines run: growing later would cost the records of graphs.
+  constexpr size_t kSlotsMin = 4096;
+  int32_t* const slots = token_slots_.get<int32_t>(std::max(kSlotsMin, static_cast<size_t>(num_slots)), stream());
+  num_token_slots_ = num_slots;
   const size_t raw_floats = keeps_raw ? rows.size() * static_cast<size_t>(vocab) : 1;
   const SampleArgs kernel{.logits = logits.row<float>(0),
                           .stride = logits.stride,
@@ -148,13 +169,34 @@ void CudaBackend::sample(Matrix logits, std::span<const SamplingRow> rows, std::
                           .ids = sample_upload_.at<int32_t>(ids_at),
                           .values = sample_upload_.at<float>(values_at),
                           .out = reinterpret_cast<SampleRowOut*>(answers),
+                          .slots = slots + first_slot,
                           .top_ids = top_ids,
                           .top_logprobs = top_logprobs,
                           .ids_logprobs = top_logprobs + tops};
   tokenmill::launch_sample(kernel, static_cast<unsigned>(rows.size()), stream());
-  std::byte* const host = pinned_.get(answer_bytes);
-  copy_to_host(host, answers, answer_bytes);
-  read_answers(host, args, rows, tops, out);
+  std::byte* const host = pending.host.get(answer_bytes);
+  TM_CUDA(cudaMemcpyAsync(host, answers, answer_bytes, cudaMemcpyDeviceToHost, stream()));
+  TM_CUDA(cudaEventRecord(samples_copied_.get(), stream()));
+  pending.ids = lists.ids();
+  pending.num_tops = tops;
+  ++num_pending_samples_;
+}
+
+// Waits for the answers only: the next step may run by now.
+void CudaBackend::collect_samples(std::span<SampledToken> out) {
+  if (out.empty()) return;
+  use_device();
+  TM_CUDA(cudaEventSynchronize(samples_copied_.get()));
+  size_t first = 0;
+  const size_t count = std::exchange(num_pending_samples_, 0);
+  for (size_t i = 0; i < count; ++i) {
+    const PendingSamples& pending = pending_samples_[i];
+    TM_CHECK(first + pending.rows.size() <= out.size());
+    read_answers(pending.host.data(), pending.rows, pending.ids, pending.num_tops,
+                 out.subspan(first, pending.rows.size()));
+    first += pending.rows.size();
+  }
+  TM_CHECK(first == out.size());
 }
 
 }  // namespace tokenmill

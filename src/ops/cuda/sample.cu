@@ -358,7 +358,10 @@ __global__ void __launch_bounds__(kThreads) sample_kernel(const SampleArgs args)
   float* const x = args.logits + blockIdx.x * args.stride;
   float* const raw = args.raw + blockIdx.x * int64_t{args.vocab};
   SampleRowOut& out = args.out[blockIdx.x];
-  if (threadIdx.x == 0) out = {-1, 0.0f};
+  if (threadIdx.x == 0) {
+    out = {-1, 0.0f};
+    args.slots[blockIdx.x] = 0;
+  }
   // Edits can hide a NaN, so the raw logits are looked at first.
   Peak peak = find_peak(x, args.vocab, shared);
   if (peak.bad) return;
@@ -395,6 +398,7 @@ __global__ void __launch_bounds__(kThreads) sample_kernel(const SampleArgs args)
   }
   if (threadIdx.x != 0) return;
   out.token = token;
+  args.slots[blockIdx.x] = token;
   if (row.want_logprob) {
     out.logprob = static_cast<float>(static_cast<double>(keep_raw ? raw[token] : x[token]) - log_sum);
   }

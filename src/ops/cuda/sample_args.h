@@ -38,6 +38,7 @@ struct SampleArgs {
   const int32_t* ids;
   const float* values;
   SampleRowOut* out;
+  int32_t* slots;  // the rows' tokens again, 0 where there is none: what the next step begins with
   int32_t* top_ids;
   float* top_logprobs;
   float* ids_logprobs;

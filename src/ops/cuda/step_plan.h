@@ -44,9 +44,11 @@ struct CudaBackend::StepPlan {
   int32_t num_tokens = 0, page_shift = 0;
   std::vector<int32_t> tokens, positions, sampled;                    // as they were sent, to know them again
   const int32_t *batch_tokens = nullptr, *batch_positions = nullptr;  // the batch's own arrays, for the same end
-  bool decode_only = false;                                           // every row has one token
-  bool one_split = false;  // for deterministic inference: where keys are split depends on the whole step, and which
-                           // kernel on the number of new tokens
+  bool takes_slots = false;  // some tokens are on the device only: device_tokens holds others than `tokens`
+  bool decode_only = false;  // every row has one token
+  bool one_split = false;    // for deterministic inference: where keys are split depends on the whole step, and which
+                             // kernel on the number of new tokens
+  std::vector<SlotToken> slot_tokens;        // of the batch, filled up to one a row
   std::vector<int32_t> slots, window_slots;  // [num_tokens] block * page_size + row inside the block
 
   std::vector<int32_t> tables;  // of the full group, then of the window group

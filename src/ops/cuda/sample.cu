@@ -45,30 +45,8 @@ __device__ bool better(float value, int32_t id, float than, int32_t than_id) {
   return value > than || (value == than && id < than_id);
 }
 
-// The best of the values that come after `below` in the order (value descending, id ascending).
-__device__ Peak find_peak(const float* x, int vocab, float below, int32_t below_id, Shared& shared) {
-  float best = -INFINITY;
-  int32_t best_id = INT32_MAX;
-  bool bad = false;
-  constexpr int kUnroll = 16;  // loads under way
-  for (int first = threadIdx.x; first < vocab; first += kUnroll * kThreads) {
-    float values[kUnroll];
-#pragma unroll
-    for (int u = 0; u < kUnroll; ++u) {
-      const int i = first + u * kThreads;
-      values[u] = i < vocab ? x[i] : -INFINITY;
-    }
-#pragma unroll
-    for (int u = 0; u < kUnroll; ++u) {
-      const int i = first + u * kThreads;
-      const float value = values[u];
-      bad |= isnan(value) || value == INFINITY;
-      if (i < vocab && better(below, below_id, value, i) && better(value, i, best, best_id)) {
-        best = value;
-        best_id = i;
-      }
-    }
-  }
+// The best of what the threads have found.
+__device__ Peak join_peaks(float best, int32_t best_id, bool bad, Shared& shared) {
   for (int offset = 16; offset > 0; offset >>= 1) {
     const float other = __shfl_xor_sync(0xffffffffu, best, offset);
     const int32_t other_id = __shfl_xor_sync(0xffffffffu, best_id, offset);
@@ -97,8 +75,66 @@ __device__ Peak find_peak(const float* x, int vocab, float below, int32_t below_
   return peak;
 }
 
+// The best of the values that come after `below` in the order (value descending, id ascending).
+__device__ Peak find_peak(const float* x, int vocab, float below, int32_t below_id, Shared& shared) {
+  float best = -INFINITY;
+  int32_t best_id = INT32_MAX;
+  bool bad = false;
+  constexpr int kUnroll = 16;  // loads under way
+  for (int first = threadIdx.x; first < vocab; first += kUnroll * kThreads) {
+    float values[kUnroll];
+#pragma unroll
+    for (int u = 0; u < kUnroll; ++u) {
+      const int i = first + u * kThreads;
+      values[u] = i < vocab ? x[i] : -INFINITY;
+    }
+#pragma unroll
+    for (int u = 0; u < kUnroll; ++u) {
+      const int i = first + u * kThreads;
+      const float value = values[u];
+      bad |= isnan(value) || value == INFINITY;
+      if (i < vocab && better(below, below_id, value, i) && better(value, i, best, best_id)) {
+        best = value;
+        best_id = i;
+      }
+    }
+  }
+  return join_peaks(best, best_id, bad, shared);
+}
+
+// The best of all values, of equal ones the first. Bad: one is infinite or no number, or all are excluded.
 __device__ Peak find_peak(const float* x, int vocab, Shared& shared) {
-  Peak peak = find_peak(x, vocab, INFINITY, -1, shared);
+  constexpr int kUnroll = 8;  // loads under way
+  float best = -INFINITY;
+  int32_t best_id = INT32_MAX;
+  bool good = true;
+  const auto look = [&](float value, int i) {
+    good &= value < INFINITY;
+    if (value > best) {
+      best = value;
+      best_id = i;
+    }
+  };
+  const int quads = reinterpret_cast<uintptr_t>(x) % 16 == 0 ? vocab / 4 : 0;
+  for (int first = threadIdx.x; first < quads; first += kUnroll * kThreads) {
+    float4 values[kUnroll];
+#pragma unroll
+    for (int u = 0; u < kUnroll; ++u) {
+      const int i = first + u * kThreads;
+      values[u] = i < quads ? reinterpret_cast<const float4*>(x)[i]
+                            : float4{-INFINITY, -INFINITY, -INFINITY, -INFINITY};
+    }
+#pragma unroll
+    for (int u = 0; u < kUnroll; ++u) {
+      const int i = (first + u * kThreads) * 4;
+      look(values[u].x, i);
+      look(values[u].y, i + 1);
+      look(values[u].z, i + 2);
+      look(values[u].w, i + 3);
+    }
+  }
+  for (int i = quads * 4 + static_cast<int>(threadIdx.x); i < vocab; i += kThreads) look(x[i], i);
+  Peak peak = join_peaks(best, best_id, !good, shared);
   peak.bad |= peak.value == -INFINITY;
   return peak;
 }

@@ -1,7 +1,7 @@
 // One block a multiprocessor, each with tiles of 16 weight rows (gated: 8 of gate and 8 of up) of its own. One thread
-// keeps a ring of stages filled by tensor copies: weights [16][kPiece], and of a 16-bit input [rows][kPiece] beside
-// them. Eight warps multiply, weights as the 16-row operand and up to eight input rows as the other, every warp a part
-// of the stage's K; their sums meet in shared memory at the end of a tile.
+// keeps a ring of stages filled by tensor copies of weights [16][kPiece], another brings the pieces [rows][kPiece] of a
+// 16-bit input beside them. Eight warps multiply, weights as the 16-row operand and up to eight input rows as the
+// other, every warp a part of the stage's K; their sums meet in shared memory at the end of a tile.
 //
 // The next kernel's blocks come as soon as there is room, and fill their ring before this one has ended. What was
 // slower: letting them come only when the last weights are under way; rings so small that two such blocks fit one
@@ -27,6 +27,9 @@ namespace {
 constexpr int kWarps = 8, kThreads = 32 * kWarps;  // that multiply
 constexpr int kTileRows = 16;
 constexpr int kStagesMax = 16;
+// Stages of weights that a block has under way, though its ring holds more: what is asked for beyond the memory's rate
+// waits in queues that everything else, such as the input, waits behind. Two are too few, four no better.
+constexpr int kFlight = 3;
 // More than half of a multiprocessor's, so that two of these blocks never share one and leave another without; and
 // little enough for a block of attention's beside it.
 constexpr size_t kSharedBytes = size_t{154} << 10;
@@ -47,7 +50,11 @@ struct StreamArgs {
   uint16_t* out_half;
   int64_t out_stride;
   int stages, stage_bytes;
+  int flight;  // stages of weights under way at most
 };
+
+// One warp for weights, and one for the input where it is copied.
+constexpr int block_threads(Input input) { return kThreads + (input == Input::kRounded ? 64 : 32); }
 
 __device__ inline void sync_multipliers() { asm volatile("bar.sync 1, %0;" ::"n"(kThreads) : "memory"); }
 
@@ -56,42 +63,63 @@ __host__ __device__ inline int float_row_bytes(int k) { return k * 2 + 64; }
 
 #if __CUDA_ARCH__ >= 900
 
-template <int kPiece, bool kGated, Input kInput>
-__device__ void fill_ring(const StreamArgs& args, uint32_t ring, uint32_t full, uint32_t empty, int tiles, int pieces) {
-  constexpr int kWeightBytes = kTileRows * kPiece * 2, kMapPieces = kPiece / 64;
-  const uint64_t once = evict_first_policy(), often = evict_last_policy();
-  const int own = static_cast<int>(blockIdx.x) < tiles ? (tiles - 1 - blockIdx.x) / gridDim.x + 1 : 0;
-  const int total = own * pieces, first = min(args.stages, total);
-  const uint32_t bytes = kWeightBytes + (kInput == Input::kRounded ? args.rows * kPiece * 2 : 0);
-  const auto copy_weights = [&](int i, int stage) {
-    const int tile = blockIdx.x + i / pieces * gridDim.x, piece = i % pieces * kMapPieces;
-    const uint32_t target = ring + stage * args.stage_bytes, barrier = full + 8 * stage;
-    expect_bytes(barrier, bytes);
-    if constexpr (kGated) {
-      copy_box(target, &args.weight, piece, tile * 8, barrier, once);
-      copy_box(target + kWeightBytes / 2, &args.second, piece, tile * 8, barrier, once);
-    } else {
-      copy_box(target, &args.weight, piece, tile * kTileRows, barrier, once);
+// Of a stage's weights, its input, and its being free again.
+struct Barriers {
+  uint32_t full, came, empty;
+};
+
+// A block's stages in their order: the pieces of its tiles.
+struct Walk {
+  int pieces, total;
+  __device__ Walk(int tiles, int pieces) : pieces(pieces) {
+    const int own = static_cast<int>(blockIdx.x) < tiles ? (tiles - 1 - blockIdx.x) / gridDim.x + 1 : 0;
+    total = own * pieces;
+  }
+  __device__ int tile(int i) const { return blockIdx.x + i / pieces * gridDim.x; }
+  __device__ int piece(int i) const { return i % pieces; }
+};
+
+template <int kPiece, bool kGated>
+struct WeightFiller {
+  static constexpr int kWeightBytes = kTileRows * kPiece * 2, kMapPieces = kPiece / 64;
+  const StreamArgs& args;
+  uint32_t ring;
+  Barriers barriers;
+  Walk walk;
+  uint64_t once = evict_first_policy();
+
+  __device__ void fill(int begin, int end) const {
+    for (int i = begin; i < end; ++i) {
+      const int stage = i % args.stages, round = i / args.stages;
+      if (round > 0) wait_barrier(barriers.empty + 8 * stage, (round - 1) & 1);
+      if (i >= args.flight) {
+        const int before = i - args.flight;
+        wait_barrier(barriers.full + 8 * (before % args.stages), before / args.stages & 1);
+      }
+      const uint32_t target = ring + stage * args.stage_bytes, barrier = barriers.full + 8 * stage;
+      const int tile = walk.tile(i), piece = walk.piece(i) * kMapPieces;
+      expect_bytes(barrier, kWeightBytes);
+      if constexpr (kGated) {
+        copy_box(target, &args.weight, piece, tile * 8, barrier, once);
+        copy_box(target + kWeightBytes / 2, &args.second, piece, tile * 8, barrier, once);
+      } else {
+        copy_box(target, &args.weight, piece, tile * kTileRows, barrier, once);
+      }
     }
-  };
-  const auto copy_input = [&](int i, int stage) {
-    if constexpr (kInput == Input::kRounded) {
-      copy_box(ring + stage * args.stage_bytes + kWeightBytes, &args.x, i % pieces * kMapPieces, 0, full + 8 * stage,
-               often);
-    }
-  };
-  for (int i = 0; i < first; ++i) copy_weights(i, i);
-  if constexpr (kInput == Input::kRounded) wait_for_previous();
-  for (int i = 0; i < first; ++i) copy_input(i, i);
-  int stage = 0, parity = 0;
-  for (int i = first; i < total; ++i) {
-    wait_barrier(empty + 8 * stage, parity);
-    copy_weights(i, stage);
-    copy_input(i, stage);
-    if (++stage == args.stages) {
-      stage = 0;
-      parity ^= 1;
-    }
+  }
+};
+
+template <int kPiece>
+__device__ void fill_inputs(const StreamArgs& args, uint32_t ring, const Barriers& barriers, const Walk& walk) {
+  const uint64_t often = evict_last_policy();
+  wait_for_previous();
+  for (int i = 0; i < walk.total; ++i) {
+    const int stage = i % args.stages, round = i / args.stages;
+    if (round > 0) wait_barrier(barriers.empty + 8 * stage, (round - 1) & 1);
+    const uint32_t barrier = barriers.came + 8 * stage;
+    expect_bytes(barrier, args.rows * kPiece * 2);
+    copy_box(ring + stage * args.stage_bytes + kTileRows * kPiece * 2, &args.x, walk.piece(i) * (kPiece / 64), 0,
+             barrier, often);
   }
 }
 
@@ -158,13 +186,30 @@ __device__ void round_input(const StreamArgs& args, uint8_t* target) {
   sync_multipliers();
 }
 
+// A tile's outputs, those of all input rows, are dealt out to the threads.
+template <int kBlocks>
+constexpr int kOwnCells = (kTileRows * 8 * kBlocks + kThreads - 1) / kThreads;
+
+// What a tile is added to: read as the tile begins, so that nothing waits for it at the end.
+template <int kBlocks>
+__device__ void load_outputs(const StreamArgs& args, int tile, float (&before)[kOwnCells<kBlocks>]) {
+  if (!args.add) return;
+#pragma unroll
+  for (int u = 0; u < kOwnCells<kBlocks>; ++u) {
+    const int cell = threadIdx.x + u * kThreads, col = tile * kTileRows + cell % kTileRows;
+    if (cell >= kTileRows * args.rows || col >= args.n) continue;
+    before[u] = __ldcg(args.out + cell / kTileRows * args.out_stride + col);
+  }
+}
+
 // Adds the warps' sums [warp][row][16], and writes the tile.
 template <class T, int kBlocks, bool kGated>
-__device__ void finish_tile(const StreamArgs& args, int tile, const float* sums) {
+__device__ void finish_tile(const StreamArgs& args, int tile, const float* sums,
+                            const float (&before)[kOwnCells<kBlocks>]) {
   constexpr int kCells = kTileRows * 8 * kBlocks;
   const int cells = kTileRows * args.rows;
 #pragma unroll
-  for (int u = 0; u < (kCells + kThreads - 1) / kThreads; ++u) {
+  for (int u = 0; u < kOwnCells<kBlocks>; ++u) {
     const int cell = threadIdx.x + u * kThreads;
     if (cell / 32 * 32 >= cells) break;  // whole warps: there is a shuffle below
     float value = 0;
@@ -193,8 +238,7 @@ __device__ void finish_tile(const StreamArgs& args, int tile, const float* sums)
       const int col = tile * kTileRows + i;
       if (cell >= cells || col >= args.n) continue;
       if (args.bias != nullptr) value += args.bias[col];
-      float* const out = args.out + row * args.out_stride + col;
-      *out = args.add ? __ldcg(out) + value : value;
+      args.out[row * args.out_stride + col] = args.add ? before[u] + value : value;
     }
   }
 }
@@ -203,31 +247,43 @@ __device__ void finish_tile(const StreamArgs& args, int tile, const float* sums)
 
 // kBlocks blocks of eight input rows.
 template <class T, int kBlocks, int kPiece, bool kGated, Input kInput>
-__global__ void __launch_bounds__(kThreads + 32) stream_kernel(const __grid_constant__ StreamArgs args) {
+__global__ void __launch_bounds__(block_threads(kInput)) stream_kernel(const __grid_constant__ StreamArgs args) {
 #if __CUDA_ARCH__ >= 900
   constexpr int kWeightBytes = kTileRows * kPiece * 2, kRowBytes = kPiece * 2;
   extern __shared__ __align__(1024) uint8_t shared[];
-  __shared__ __align__(8) uint64_t barriers[2 * kStagesMax];
+  __shared__ __align__(8) uint64_t barrier_words[3 * kStagesMax];
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-  const uint32_t ring = shared_address(shared), full = shared_address(barriers), empty = full + 8 * args.stages;
-  let_next_start();
-  if (threadIdx.x == 0) {
-    for (int stage = 0; stage < args.stages; ++stage) {
-      init_barrier(full + 8 * stage, 1);
-      init_barrier(empty + 8 * stage, kWarps);
-    }
-    fence_barriers();
-  }
-  __syncthreads();
+  const uint32_t ring = shared_address(shared), words = shared_address(barrier_words);
+  const Barriers barriers{words, words + 8 * kStagesMax, words + 16 * kStagesMax};
   constexpr int kOutputs = kGated ? kTileRows / 2 : kTileRows;
   const int tiles = (args.n + kOutputs - 1) / kOutputs, pieces = (args.k + kPiece - 1) / kPiece;
+  const Walk walk(tiles, pieces);
+  let_next_start();
   if (warp == kWarps) {
-    if (lane == 0) fill_ring<kPiece, kGated, kInput>(args, ring, full, empty, tiles, pieces);
+    const WeightFiller<kPiece, kGated> weights{args, ring, barriers, walk};
+    const int ahead = min(walk.total, min(args.flight, args.stages));
+    if (lane == 0) {
+      for (int stage = 0; stage < args.stages; ++stage) {
+        init_barrier(barriers.full + 8 * stage, 1);
+        init_barrier(barriers.came + 8 * stage, 1);
+        init_barrier(barriers.empty + 8 * stage, kWarps);
+      }
+      fence_barriers();
+      weights.fill(0, ahead);
+    }
+    __syncthreads();
+    if (lane == 0) weights.fill(ahead, walk.total);
+    return;
+  }
+  __syncthreads();
+  if (kInput == Input::kRounded && warp > kWarps) {
+    if (lane == 0) fill_inputs<kPiece>(args, ring, barriers, walk);
     return;
   }
   uint8_t* const input = shared + args.stages * args.stage_bytes;
   const int input_row = float_row_bytes(args.k);
-  float* const sums = reinterpret_cast<float*>(input + (kInput == Input::kRounded ? 0 : args.rows * input_row));
+  constexpr int kSums = kWarps * kBlocks * 8 * kTileRows;
+  float* const first_sums = reinterpret_cast<float*>(input + (kInput == Input::kRounded ? 0 : args.rows * input_row));
   if constexpr (kInput == Input::kRounded) {
     wait_for_previous();
   } else {
@@ -235,12 +291,15 @@ __global__ void __launch_bounds__(kThreads + 32) stream_kernel(const __grid_cons
   }
 
   const int g = lane / 4, t = lane % 4;
+  float* sums = first_sums;
   int stage = 0, parity = 0;
   for (int tile = blockIdx.x; tile < tiles; tile += gridDim.x) {
-    float own[kBlocks][4] = {};
+    float own[kBlocks][4] = {}, before[kOwnCells<kBlocks>] = {};
+    if constexpr (!kGated) load_outputs<kBlocks>(args, tile, before);
     for (int piece = 0; piece < pieces; ++piece) {
       const int steps = min(kPiece, args.k - piece * kPiece) / 32;
-      wait_barrier(full + 8 * stage, parity);
+      wait_barrier(barriers.full + 8 * stage, parity);
+      if constexpr (kInput == Input::kRounded) wait_barrier(barriers.came + 8 * stage, parity);
       const uint32_t a_row = ring + stage * args.stage_bytes + g * kRowBytes;
       const uint32_t b_row = kInput == Input::kRounded
                                  ? a_row + kWeightBytes
@@ -263,7 +322,7 @@ __global__ void __launch_bounds__(kThreads + 32) stream_kernel(const __grid_cons
         }
       }
       __syncwarp();
-      if (lane == 0) arrive(empty + 8 * stage);
+      if (lane == 0) arrive(barriers.empty + 8 * stage);
       if (++stage == args.stages) {
         stage = 0;
         parity ^= 1;
@@ -278,8 +337,8 @@ __global__ void __launch_bounds__(kThreads + 32) stream_kernel(const __grid_cons
       target[kTileRows + 8] = own[block][3];
     }
     sync_multipliers();
-    finish_tile<T, kBlocks, kGated>(args, tile, sums);
-    sync_multipliers();
+    finish_tile<T, kBlocks, kGated>(args, tile, sums, before);
+    sums = sums == first_sums ? first_sums + kSums : first_sums;  // the others are still read
   }
 #endif
 }
@@ -291,7 +350,7 @@ struct Layout {
 
 Layout layout_of(const StreamProduct& product, int blocks, int piece) {
   Layout layout;
-  const size_t sums = size_t{kWarps} * blocks * 8 * kTileRows * 4;
+  const size_t sums = size_t{2} * kWarps * blocks * 8 * kTileRows * 4;
   const size_t input = product.x_float ? size_t{1} * product.rows * float_row_bytes(static_cast<int>(product.k)) : 0;
   const int stage = kTileRows * piece * 2 + (product.x_float ? 0 : product.rows * piece * 2);
   layout.stage_bytes = (stage + 1023) / 1024 * 1024;
@@ -321,9 +380,10 @@ void launch(const StreamProduct& product, int num_sms, cudaStream_t stream) {
   args.eps = product.eps;
   args.stages = layout.stages;
   args.stage_bytes = layout.stage_bytes;
+  args.flight = kBlocks == 1 ? kFlight : layout.stages;
   const auto kernel = stream_kernel<T, kBlocks, kPiece, kGated, kInput>;
   TM_CUDA(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(layout.bytes)));
-  launch_early<StreamArgs>("stream_linear", kernel, dim3(static_cast<unsigned>(num_sms)), dim3(kThreads + 32),
+  launch_early<StreamArgs>("stream_linear", kernel, dim3(static_cast<unsigned>(num_sms)), dim3(block_threads(kInput)),
                            layout.bytes, stream, true, args);
 }
 

@@ -31,14 +31,18 @@ constexpr size_t many_shared_bytes(int stages) {
 struct RotatedPairs {
   uint32_t low, high;
 };
-template <class T, int kDim>
-__device__ RotatedPairs rotate(const float* head, const float* cos, const float* sin, int d) {
-  const float2 a = __ldcg(reinterpret_cast<const float2*>(head + d));
-  const float2 b = __ldcg(reinterpret_cast<const float2*>(head + d + kDim / 2));
-  const float2 c = __ldcg(reinterpret_cast<const float2*>(cos + d)),
-               s = __ldcg(reinterpret_cast<const float2*>(sin + d));
-  return {pair_of<T>(a.x * c.x - b.x * s.x, a.y * c.y - b.y * s.y),
-          pair_of<T>(b.x * c.x + a.x * s.x, b.y * c.y + a.y * s.y)};
+struct PlainPairs {
+  float2 a, b, c, s;
+};
+template <int kDim>
+__device__ PlainPairs load_pairs(const float* head, const float* cos, const float* sin, int d) {
+  return {__ldcg(reinterpret_cast<const float2*>(head + d)), __ldcg(reinterpret_cast<const float2*>(head + d + kDim / 2)),
+          __ldcg(reinterpret_cast<const float2*>(cos + d)), __ldcg(reinterpret_cast<const float2*>(sin + d))};
+}
+template <class T>
+__device__ RotatedPairs rotate(const PlainPairs& p) {
+  return {pair_of<T>(p.a.x * p.c.x - p.b.x * p.s.x, p.a.y * p.c.y - p.b.y * p.s.y),
+          pair_of<T>(p.b.x * p.c.x + p.a.x * p.s.x, p.b.y * p.c.y + p.a.y * p.s.y)};
 }
 
 // load_queries() of a row of one query that is not rotated yet. The block that has its position among its keys also
@@ -51,14 +55,24 @@ __device__ void rotate_and_write(const W& work, uint8_t* queries, uint8_t* ring,
   const float* const cos = args.cos + work.row.token_begin * args.rope_stride;
   const float* const sin = args.sin + work.row.token_begin * args.rope_stride;
   const int tid = threadIdx.x, threads = blockDim.x;
+  // The new key and value first, so that all is under way at once.
+  const bool has_new = work.past >= work.begin && work.past < work.end;
+  PlainPairs key{};
+  float4 value{};
+  if (has_new && tid < kDim / 4) {
+    key = load_pairs<kDim>(qkv + (args.q_heads + work.head) * kDim, cos, sin, tid * 2);
+  } else if (has_new && tid >= 64 && tid < 64 + kDim / 4) {
+    const float* const v = qkv + (args.q_heads + args.kv_heads + work.head) * kDim + (tid - 64) * 4;
+    value = __ldcg(reinterpret_cast<const float4*>(v));
+  }
   for (int i = tid; i < 16 * (kDim / 4); i += threads) {
     const int r = i / (kDim / 4), d = i % (kDim / 4) * 2;
     RotatedPairs pairs{};
-    if (r < work.count) pairs = rotate<T, kDim>(qkv + (work.head * args.group + r) * kDim, cos, sin, d);
+    if (r < work.count) pairs = rotate<T>(load_pairs<kDim>(qkv + (work.head * args.group + r) * kDim, cos, sin, d));
     *reinterpret_cast<uint32_t*>(queries + swizzled<kDim>(r, d / 8) + d % 8 * 2) = pairs.low;
     *reinterpret_cast<uint32_t*>(queries + swizzled<kDim>(r, (d + kDim / 2) / 8) + d % 8 * 2) = pairs.high;
   }
-  if (work.past < work.begin || work.past >= work.end) return;
+  if (!has_new) return;
   std::byte* const target = work.key(work.past);
   const int tile = (work.past - work.begin) / kTile, slot = (work.past - work.begin) % kTile;
   const bool is_fetched = tile < fetched;
@@ -66,7 +80,7 @@ __device__ void rotate_and_write(const W& work, uint8_t* queries, uint8_t* ring,
   uint8_t* const values = keys + kTile * kDim * 2;
   if (tid < kDim / 4) {
     const int d = tid * 2;
-    const RotatedPairs pairs = rotate<T, kDim>(qkv + (args.q_heads + work.head) * kDim, cos, sin, d);
+    const RotatedPairs pairs = rotate<T>(key);
     *reinterpret_cast<uint32_t*>(target + d * 2) = pairs.low;
     *reinterpret_cast<uint32_t*>(target + d * 2 + kDim) = pairs.high;
     if (is_fetched) {
@@ -75,8 +89,6 @@ __device__ void rotate_and_write(const W& work, uint8_t* queries, uint8_t* ring,
     }
   } else if (tid >= 64 && tid < 64 + kDim / 4) {
     const int d = (tid - 64) * 4;
-    const float* const v = qkv + (args.q_heads + args.kv_heads + work.head) * kDim + d;
-    const float4 value = __ldcg(reinterpret_cast<const float4*>(v));
     const uint2 bits = {pair_of<T>(value.x, value.y), pair_of<T>(value.z, value.w)};
     *reinterpret_cast<uint2*>(target + work.value_offset() + d * 2) = bits;
     if (is_fetched) *reinterpret_cast<uint2*>(values + swizzled<kDim>(slot, d / 8) + d % 8 * 2) = bits;

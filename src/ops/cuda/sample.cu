@@ -121,8 +121,8 @@ __device__ Peak find_peak(const float* x, int vocab, Shared& shared) {
 #pragma unroll
     for (int u = 0; u < kUnroll; ++u) {
       const int i = first + u * kThreads;
-      values[u] = i < quads ? reinterpret_cast<const float4*>(x)[i]
-                            : float4{-INFINITY, -INFINITY, -INFINITY, -INFINITY};
+      values[u] =
+          i < quads ? reinterpret_cast<const float4*>(x)[i] : float4{-INFINITY, -INFINITY, -INFINITY, -INFINITY};
     }
 #pragma unroll
     for (int u = 0; u < kUnroll; ++u) {

@@ -36,7 +36,8 @@ struct PlainPairs {
 };
 template <int kDim>
 __device__ PlainPairs load_pairs(const float* head, const float* cos, const float* sin, int d) {
-  return {__ldcg(reinterpret_cast<const float2*>(head + d)), __ldcg(reinterpret_cast<const float2*>(head + d + kDim / 2)),
+  return {__ldcg(reinterpret_cast<const float2*>(head + d)),
+          __ldcg(reinterpret_cast<const float2*>(head + d + kDim / 2)),
           __ldcg(reinterpret_cast<const float2*>(cos + d)), __ldcg(reinterpret_cast<const float2*>(sin + d))};
 }
 template <class T>

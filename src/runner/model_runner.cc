@@ -17,7 +17,7 @@ namespace {
 constexpr int64_t kLogitsBytesMax = int64_t{64} << 20;
 
 // Of the sequences of the steps that warm a device up: what matters is the number of tokens.
-constexpr int64_t kWarmUpLength = 1024;
+constexpr int64_t kWarmUpLength = 1024, kWarmUpKeys = int64_t{1} << 17;
 
 KvPoolShape pool_shape(const Model& model, int32_t page_size, bool with_window_group) {
   const ModelConfig& config = model.config();
@@ -233,9 +233,12 @@ Batch ModelRunner::Impl::step_over_block_0(int64_t tokens, int64_t q_len, int64_
 void ModelRunner::warm_up() {
   const Impl& impl = *impl_;
   const int64_t length = std::min(kWarmUpLength, impl.model->config().max_position);
-  // The most tokens, and the most rows of one token: attention's memory is another in each.
-  for (const Batch& batch : {impl.step_over_block_0(impl.max_tokens, length, length),
-                             impl.step_over_block_0(std::min(impl.max_rows, impl.max_tokens), 1, length)}) {
+  // The most tokens, and the most rows of one token: attention's memory is another in each. Few rows are cut into many
+  // parts where they are long, many rows are not.
+  const int64_t rows = std::min(impl.max_rows, impl.max_tokens);
+  const int64_t keys = std::min(length, std::clamp<int64_t>(kWarmUpKeys / rows, 64, kWarmUpLength));
+  for (const Batch& batch :
+       {impl.step_over_block_0(impl.max_tokens, length, length), impl.step_over_block_0(rows, 1, keys)}) {
     InFlight step = forward(batch);
     sample(step, batch.sampling);
     wait(std::move(step));

@@ -189,6 +189,7 @@ EngineCore::EngineCore(ServerArgs args, EngineParts parts)
   }
   logger_.info("Memory pool end. avail mem=" + gib_text(runner_->backend().available_memory()) + " GB");
   pool_seconds_ = seconds();
+  if (runner_->backend().has_graphs()) runner_->warm_up();
   if (runner_->backend().has_graphs() && !args_.disable_cuda_graph) {
     if (runner_->graph_rows_max() > 0) {
       logger_.info("Capture cuda graph begin. This can take up to several minutes.");
@@ -196,7 +197,6 @@ EngineCore::EngineCore(ServerArgs args, EngineParts parts)
       logger_.info(
           "CUDA graphs are off: this model's rotation depends on a sequence's length (rope scaling 'dynamic').");
     }
-    runner_->warm_up();
     runner_->prepare_graphs(kGraphRowsAtStart);
     graphs_seconds_ = seconds() - pool_seconds_;
   }

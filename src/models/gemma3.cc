@@ -1,5 +1,6 @@
 #include "models/gemma3.h"
 
+#include <algorithm>
 #include <string>
 #include <vector>
 
@@ -63,7 +64,7 @@ class Gemma3Model final : public Model {
     global_rope_.fill_table(context, global);
     local_rope_.fill_table(context, local);
     embedding_.lookup(context, x);
-    for (size_t i = 0; i < layers_.size(); ++i) {
+    for (size_t i = 0; i < std::min(layers_.size(), context.num_layers); ++i) {
       const Gemma3Layer& layer = layers_[i];
       // x = x + RMSNorm(Attention(RMSNorm(x)))
       layer.attention.forward(

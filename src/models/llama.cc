@@ -1,5 +1,6 @@
 #include "models/llama.h"
 
+#include <algorithm>
 #include <string>
 #include <vector>
 
@@ -52,7 +53,7 @@ class LlamaModel final : public Model {
     const RopeTable rope = rope_.take_table(context.workspace, x.rows);
     rope_.fill_table(context, rope);
     embedding_.lookup(context, x);
-    for (size_t i = 0; i < layers_.size(); ++i) {
+    for (size_t i = 0; i < std::min(layers_.size(), context.num_layers); ++i) {
       const LlamaLayer& layer = layers_[i];
       // x = x + Attention(RMSNorm(x))
       layer.attention.forward(

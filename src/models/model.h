@@ -23,7 +23,7 @@ class Model {
     (void)tokens;
     return 0;
   }
-  // Runs all layers: hidden [T, hidden_size] fp32, before the final norm.
+  // Runs context.num_layers layers: hidden [T, hidden_size] fp32, before the final norm.
   virtual void forward(ForwardContext& context, Matrix hidden) const = 0;
   // Final norm of each row, in place of or beside the input: out may be hidden.
   virtual void final_norm(ForwardContext& context, Matrix hidden, Matrix out) const = 0;

@@ -1,6 +1,7 @@
 #include "runner/model_runner.h"
 
 #include <algorithm>
+#include <limits>
 #include <utility>
 
 #include "base/check.h"
@@ -65,6 +66,16 @@ int64_t bucket_of(int64_t rows, int64_t rows_max) {
   return std::min(bucket, rows_max);
 }
 
+// The first layers, as few as have one of each kind there is.
+size_t layers_of_each_kind(const std::vector<int32_t>& windows) {
+  size_t last_new = 0;
+  for (size_t i = 1; i < windows.size(); ++i) {
+    const auto here = windows.begin() + static_cast<std::ptrdiff_t>(i);
+    if (std::find(windows.begin(), here, *here) == here) last_new = i;
+  }
+  return last_new + 1;
+}
+
 size_t workspace_bytes(const Model& model, const RunnerOptions& options) {
   const ModelConfig& config = model.config();
   Workspace measure;
@@ -92,11 +103,12 @@ struct ModelRunner::Impl {
         max_rows(options.max_rows),
         chunk_rows(logits_rows(*model, options.max_rows)) {}
 
-  ForwardContext context(const Batch& batch) { return {*backend, kv, workspace, batch}; }
+  ForwardContext context(const Batch& batch) { return {*backend, kv, workspace, batch, num_layers}; }
 
   // Whether a step is one that graphs are for.
   bool has_graph(const Batch& batch) const {
-    return static_cast<int64_t>(batch.rows.size()) <= graph_rows_max && batch.tokens.size() == batch.rows.size();
+    return static_cast<int64_t>(batch.rows.size()) <= graph_rows_max && batch.tokens.size() == batch.rows.size() &&
+           num_layers >= static_cast<size_t>(model->config().num_layers);
   }
   Batch step_over_block_0(int64_t tokens, int64_t q_len, int64_t kv_len) const;
   // Runs the rows of `batch`, padded to the bucket, as a graph: hidden states and, where they fit, logits.
@@ -124,7 +136,8 @@ struct ModelRunner::Impl {
   KvPool kv;
   Workspace workspace;
   int64_t max_tokens, max_rows, chunk_rows;
-  Matrix hidden;        // of the step launched last
+  size_t num_layers = std::numeric_limits<size_t>::max();  // that a step runs; fewer in warm_up()
+  Matrix hidden;                                           // of the step launched last
   Matrix graph_logits;  // of its rows, where its graph made them and nothing has overwritten them
   Batch padded;         // what the graph's step runs on
   std::vector<int32_t> token_indices;
@@ -231,7 +244,9 @@ Batch ModelRunner::Impl::step_over_block_0(int64_t tokens, int64_t q_len, int64_
 }
 
 void ModelRunner::warm_up() {
-  const Impl& impl = *impl_;
+  Impl& impl = *impl_;
+  // Layers of a kind use the same memory and the same code.
+  impl.num_layers = layers_of_each_kind(impl.model->config().layer_window);
   const int64_t length = std::min(kWarmUpLength, impl.model->config().max_position);
   // The most tokens, and the most rows of one token: attention's memory is another in each. Few rows are cut into many
   // parts where they are long, many rows are not.
@@ -243,6 +258,7 @@ void ModelRunner::warm_up() {
     sample(step, batch.sampling);
     wait(std::move(step));
   }
+  impl.num_layers = std::numeric_limits<size_t>::max();
 }
 
 void ModelRunner::prepare_graphs(int64_t rows_max) {

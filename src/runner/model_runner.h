@@ -45,9 +45,9 @@ class ModelRunner {
   ModelRunner(std::unique_ptr<Backend> backend, std::unique_ptr<Model> model, const RunnerOptions& options);
   ~ModelRunner();
 
-  // Runs the largest steps there can be over blocks that nobody has yet, so that a device has loaded its code and taken
-  // what memory it works in: too little of it shows at start. Throws Error(kRuntime) "Not enough memory.
-  // …".
+  // Runs the largest steps there can be over blocks that nobody has yet, through the first layers of each kind, so that
+  // a device has loaded its code and taken what memory it works in: too little of it shows at start. Throws
+  // Error(kRuntime) "Not enough memory. …".
   void warm_up();
   // Records the graphs of steps of up to this many rows now, so that the first requests need not wait for it.
   void prepare_graphs(int64_t rows_max);

@@ -340,10 +340,10 @@ TEST(CudaFaults, ACaptureThatFailsOnceIsMadeLater) {
 TEST(CudaFaults, OutOfMemoryInAStepEndsItsRequestsOnly) {
   for (const bool use_graphs : {true, false}) {
     for (const char* const dtype : {"bfloat16", "float32"}) {
-      for (const char* const call : {"cudaMalloc", "cudaHostAlloc"}) {
+      for (const std::string call : {"cudaMalloc", "cudaHostAlloc", "cudaLaunchKernelExC"}) {
         int failed = 0;
         for (int nth = 1, went_wrong = 1; went_wrong == 1 && nth < 100; ++nth) {
-          SCOPED_TRACE(std::string(call) + " " + std::to_string(nth) + " " + dtype);
+          SCOPED_TRACE(call + " " + std::to_string(nth) + " " + dtype);
           FakeCuda cuda;
           ServerArgs args = small_args(dtype);
           args.disable_cuda_graph = !use_graphs;
@@ -367,10 +367,10 @@ TEST(CudaFaults, OutOfMemoryInAStepEndsItsRequestsOnly) {
           engine.shutdown();
           EXPECT_EQ(cuda.num_held(), 0);
         }
-        if (use_graphs) {
-          EXPECT_EQ(failed, 0) << "what steps work in was taken at start: " << call << " " << dtype;
+        if (call == "cudaLaunchKernelExC") {  // which may find no room for a kernel's code
+          EXPECT_GE(failed, 20) << dtype;
         } else {
-          EXPECT_GE(failed, 4) << call << " " << dtype;
+          EXPECT_EQ(failed, 0) << "what steps work in was taken at start: " << call << " " << dtype;
         }
       }
     }

@@ -124,6 +124,10 @@ class ShadowModel final : public Model {
   }
 
   void forward(ForwardContext& context, Matrix hidden) const override {
+    if (context.num_layers < kLayers) {  // a device is warmed up: no step of any sequence
+      HostMatrix(context.backend, hidden, false).store();
+      return;
+    }
     if (options_.on_forward) options_.on_forward(context.batch);
     const Batch& batch = context.batch;
     const Matrix qkv = context.workspace.take(hidden.rows, 3 * kHeadDim);

@@ -1,5 +1,5 @@
 // Every kernel once, at the smallest size at which all of its parts run: for compute-sanitizer, whose racecheck takes
-// minutes for what takes milliseconds (docs/cuda.md).
+// minutes for what takes milliseconds (docs/cuda_performance.md).
 #include <gtest/gtest.h>
 
 #include <string>

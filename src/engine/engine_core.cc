@@ -1,4 +1,4 @@
-// The loop: the picture of docs/ARCHITECTURE.md, one function a line.
+// An engine's beginning, from its parts, and its end.
 #include "engine/engine_core.h"
 
 #include <fmt/format.h>
@@ -8,7 +8,6 @@
 #include <utility>
 
 #include "base/check.h"
-#include "engine/pool_size.h"
 #include "engine/text_repr.h"
 #include "ops/backend_registry.h"
 
@@ -140,12 +139,33 @@ EngineCore::EngineCore(ServerArgs args, EngineParts parts)
                 .poll_seconds = args_.watchdog_timeout > 0 ? std::clamp(args_.watchdog_timeout / 4, 0.02, 30.0) : 0}) {
   const auto start = std::chrono::steady_clock::now();
   const auto seconds = [&] { return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count(); };
-  const auto page_size = static_cast<int32_t>(*args_.page_size);
   const int32_t window = window_of_group(model_config_, *args_.context_length);
+  const PoolBlocks blocks = make_runner(parts, window);
+  make_scheduler(blocks, window);
+  if (args_.trace_path) trace_ = std::make_unique<TraceWriter>(*args_.trace_path);
+  scheduler_stats_ = scheduler_->stats();
+  if (window > 0) {
+    logger_.info(fmt::format("Use Sliding window memory pool. full_layer_tokens={}, swa_layer_tokens={}",
+                             max_total_num_tokens_, int64_t{blocks.window} * *args_.page_size));
+  }
+  logger_.info("Memory pool end. avail mem=" + gib_text(runner_->backend().available_memory()) + " GB");
+  pool_seconds_ = seconds();
+  if (runner_->backend().has_graphs()) {
+    warm_up();
+    graphs_seconds_ = seconds() - pool_seconds_;
+  }
+  logger_.info(fmt::format("max_total_num_tokens={}, max_prefill_tokens={}, max_running_requests={}, context_len={}",
+                           max_total_num_tokens_, args_.max_prefill_tokens, *args_.max_running_requests,
+                           *args_.context_length));
+}
+
+// The pool, as large as the options and the memory that is there have it, and what runs over it.
+PoolBlocks EngineCore::make_runner(EngineParts& parts, int32_t window) {
+  const auto page_size = static_cast<int32_t>(*args_.page_size);
   const auto block_bytes = [&](KvGroup group) {
     return ModelRunner::kv_bytes_per_block(*parts.model, *parts.backend, page_size, window > 0, group);
   };
-  const auto [num_blocks, window_blocks] =
+  const PoolBlocks blocks =
       choose_pool_blocks(args_, {.context_length = *args_.context_length,
                                  .block_bytes = block_bytes(KvGroup::kFull),
                                  .window = window,
@@ -156,7 +176,7 @@ EngineCore::EngineCore(ServerArgs args, EngineParts parts)
                                  .weight_bytes = weight_bytes_,
                                  .own_memory = device_defaults(*args_.device).own_memory});
   kv_bytes_per_token_ = (block_bytes(KvGroup::kFull) + block_bytes(KvGroup::kWindow)) / page_size;
-  max_total_num_tokens_ = int64_t{num_blocks} * page_size;
+  max_total_num_tokens_ = int64_t{blocks.full} * page_size;
   if (!args_.max_running_requests) {
     args_.max_running_requests = choose_running_requests(max_total_num_tokens_, *args_.context_length);
   }
@@ -164,8 +184,8 @@ EngineCore::EngineCore(ServerArgs args, EngineParts parts)
   runner_ =
       std::make_unique<ModelRunner>(std::move(parts.backend), std::move(parts.model),
                                     RunnerOptions{.page_size = page_size,
-                                                  .num_blocks = num_blocks,
-                                                  .window_blocks = window_blocks,
+                                                  .num_blocks = blocks.full,
+                                                  .window_blocks = blocks.window,
                                                   .max_tokens_per_step = tokens_per_step(args_, max_total_num_tokens_),
                                                   .max_rows = *args_.max_running_requests,
                                                   .graph_rows_max = args_.cuda_graph_max_bs.value_or(kGraphRowsDefault),
@@ -174,35 +194,29 @@ EngineCore::EngineCore(ServerArgs args, EngineParts parts)
   overlap_ = runner_->backend().overlaps() && !args_.disable_overlap_schedule;
   kv_shape_ = runner_->kv_shape();
   kv_block_bytes_ = runner_->block_bytes();
-  SchedulerOptions options = scheduler_options(args_, num_blocks, tokenizer_, logger_);
+  return blocks;
+}
+
+void EngineCore::make_scheduler(const PoolBlocks& blocks, int32_t window) {
+  SchedulerOptions options = scheduler_options(args_, blocks.full, tokenizer_, logger_);
   options.window = window;
-  options.window_blocks = window_blocks;
+  options.window_blocks = blocks.window;
   options.on_first_admission = [this](uint64_t id, double queued_seconds, int64_t cached_tokens) {
     on_first_admission(id, queued_seconds, cached_tokens);
   };
   scheduler_ = std::make_unique<Scheduler>(std::move(options));
-  if (args_.trace_path) trace_ = std::make_unique<TraceWriter>(*args_.trace_path);
-  scheduler_stats_ = scheduler_->stats();
-  if (window > 0) {
-    logger_.info(fmt::format("Use Sliding window memory pool. full_layer_tokens={}, swa_layer_tokens={}",
-                             max_total_num_tokens_, int64_t{window_blocks} * page_size));
+}
+
+// What a device's first steps would have to wait for.
+void EngineCore::warm_up() {
+  runner_->warm_up();
+  if (args_.disable_cuda_graph) return;
+  if (runner_->graph_rows_max() > 0) {
+    logger_.info("Capture cuda graph begin. This can take up to several minutes.");
+  } else {
+    logger_.info("CUDA graphs are off: this model's rotation depends on a sequence's length (rope scaling 'dynamic').");
   }
-  logger_.info("Memory pool end. avail mem=" + gib_text(runner_->backend().available_memory()) + " GB");
-  pool_seconds_ = seconds();
-  if (runner_->backend().has_graphs()) runner_->warm_up();
-  if (runner_->backend().has_graphs() && !args_.disable_cuda_graph) {
-    if (runner_->graph_rows_max() > 0) {
-      logger_.info("Capture cuda graph begin. This can take up to several minutes.");
-    } else {
-      logger_.info(
-          "CUDA graphs are off: this model's rotation depends on a sequence's length (rope scaling 'dynamic').");
-    }
-    runner_->prepare_graphs(kGraphRowsAtStart);
-    graphs_seconds_ = seconds() - pool_seconds_;
-  }
-  logger_.info(fmt::format("max_total_num_tokens={}, max_prefill_tokens={}, max_running_requests={}, context_len={}",
-                           max_total_num_tokens_, args_.max_prefill_tokens, *args_.max_running_requests,
-                           *args_.context_length));
+  runner_->prepare_graphs(kGraphRowsAtStart);
 }
 
 EngineCore::~EngineCore() { shutdown(); }
@@ -210,197 +224,6 @@ EngineCore::~EngineCore() { shutdown(); }
 void EngineCore::start() {
   outputs_.start();
   thread_ = std::thread([this] { run(); });
-}
-
-void EngineCore::run() {
-  try {
-    while (wait_for_work()) check_progress(step());
-  } catch (const std::exception& error) {
-    die(error.what());
-  } catch (...) {
-    die("an unknown exception");
-  }
-}
-
-bool EngineCore::wait_for_work() {
-  std::unique_lock lock(inbox_.mutex);
-  const auto ready = [&] {
-    return inbox_.stopping || !inbox_.units.empty() || !inbox_.aborts.empty() || !inbox_.tasks.empty();
-  };
-  if (!scheduler_->has_work() && !in_flight_) inbox_.arrived.wait(lock, ready);
-  return !inbox_.stopping;
-}
-
-// With overlap_ a turn launches a step and commits the one before:
-//
-//   device        [forward 1][sample 1][forward 2          ][sample 2][forward 3          ][sample 3]
-//   this thread   … launch 2, wait 1, commit 1, launch sample 2, publish 1 | plan 3, launch 3, wait 2, commit 2, …
-//
-// Masks and penalties see all tokens before theirs: sampling is launched after the commit, while forward still runs.
-bool EngineCore::step() {
-  TM_CHECK(scheduler_ != nullptr);
-  clock_.begin_step();
-  const bool committed = in_flight_.has_value();
-  admit();
-  clock_.end_part(StepClock::kAdmit);
-  const Batch* batch = in_flight_ ? scheduler_->schedule_ahead() : nullptr;
-  if (batch == nullptr) {
-    finish_step();
-    batch = scheduler_->schedule();
-  }
-  clock_.end_part(StepClock::kSchedule);
-  if (batch != nullptr) execute(*batch);
-  if (check_every_step_) scheduler_->check_integrity();
-  const bool told = publish();
-  clock_.end_part(StepClock::kPublish);
-  if (batch != nullptr) measure_step(*batch);
-  clock_.end_step(batch != nullptr);
-  if (args_.show_time_cost) {
-    if (const auto line = clock_.report(args_.decode_log_interval)) logger_.info(*line);
-  }
-  return batch != nullptr || committed || told;
-}
-
-// A scheduler that has work, runs nothing and ends nothing would spin for ever.
-void EngineCore::check_progress(bool progressed) {
-  static constexpr int64_t kIdleTurnsMax = 1000;
-  idle_turns_ = progressed || !scheduler_->has_work() ? 0 : idle_turns_ + 1;
-  TM_CHECK(idle_turns_ < kIdleTurnsMax);
-}
-
-void EngineCore::admit() {
-  std::vector<AdmissionUnit> units;
-  std::vector<std::shared_ptr<RequestState>> aborts;
-  std::vector<std::packaged_task<bool()>> tasks;
-  {
-    const std::lock_guard lock(inbox_.mutex);
-    units.swap(inbox_.units);
-    aborts.swap(inbox_.aborts);
-    tasks.swap(inbox_.tasks);
-    inbox_.queued += std::exchange(inbox_.waiting, 0);
-  }
-  for (AdmissionUnit& unit : units) {
-    std::vector<SequenceSpec> specs;
-    for (Admission& admission : unit) {
-      admission.state->first_sequence_id = next_sequence_id_;
-      for (SequenceSpec& spec : admission.specs) {
-        spec.id = next_sequence_id_++;
-        sequences_.emplace(spec.id, LiveSequence{.state = admission.state, .sample = int64_t{spec.sample_index}});
-        if (trace_) {
-          trace_->request_queued(spec.id, admission.state->rid, admission.state->submitted.time_since_epoch().count(),
-                                 static_cast<int64_t>(spec.prompt->size()));
-        }
-        specs.push_back(std::move(spec));
-      }
-    }
-    scheduler_->add(std::move(specs));
-    // An abort may have come before the request did.
-    for (const Admission& admission : unit) {
-      if (admission.state->abort_requested) aborts.push_back(admission.state);
-    }
-  }
-  for (const auto& state : aborts) {
-    if (state->first_sequence_id == 0) continue;
-    for (int64_t i = 0; i < state->num_samples; ++i) {
-      scheduler_->abort(state->first_sequence_id + static_cast<uint64_t>(i), "The request was aborted.");
-    }
-  }
-  if (!tasks.empty()) finish_step();  // they may look at anything
-  for (std::packaged_task<bool()>& task : tasks) task();
-}
-
-bool EngineCore::flush_between_steps() {
-  if (scheduler_->flush_cache()) {
-    logger_.info("Cache flushed successfully!");
-    return true;
-  }
-  const SchedulerStats stats = scheduler_->stats();
-  logger_.warning(fmt::format("Cache not flushed because there are pending requests. #queue-req: {}, #running-req: {}",
-                              stats.queue, stats.running));
-  return false;
-}
-
-// What work throws, where that ends a step's requests only; what breaks an invariant or the device, or runs out of
-// memory, ends the engine.
-std::optional<std::string> EngineCore::failure_of(const std::function<void()>& work) const {
-  try {
-    work();
-  } catch (const InvariantError&) {
-    throw;
-  } catch (const DeviceError&) {
-    throw;
-  } catch (const std::bad_alloc&) {
-    throw;
-  } catch (const std::exception& error) {
-    return error.what();
-  }
-  return std::nullopt;
-}
-
-// Launches one step. Commits the one before it, if that is still in flight, else this one itself.
-void EngineCore::execute(const Batch& batch) {
-  std::optional<ModelRunner::InFlight> launched;
-  std::optional<std::string> failure = failure_of([&] { launched = runner_->forward(batch); });
-  clock_.end_part(StepClock::kForward);
-  finish_step();
-  // Edits wait for the forward pass; what has been committed should not.
-  const auto has_edit = [](const SamplingRow& row) { return row.logit_edit != nullptr; };
-  if (overlap_ && std::ranges::any_of(batch.sampling, has_edit)) {
-    publish();
-    clock_.end_part(StepClock::kPublish);
-  }
-  if (!failure) failure = failure_of([&] { runner_->sample(*launched, batch.sampling); });
-  if (failure) {
-    logger_.error(fmt::format("Step {} failed, its requests end: {}", batch.step, *failure));
-    scheduler_->fail(batch.step, "The forward pass failed: " + *failure);
-    clock_.end_part(StepClock::kForward);
-    return;
-  }
-  clock_.end_part(overlap_ ? StepClock::kForward : StepClock::kSample);
-  in_flight_ = std::move(launched);
-  if (!overlap_) finish_step();
-}
-
-// Waits for the step in flight, if any, and commits it.
-void EngineCore::finish_step() {
-  if (!in_flight_) return;
-  const StepResult result = runner_->wait(std::move(*in_flight_));
-  in_flight_.reset();
-  clock_.end_part(StepClock::kSample);
-  scheduler_->commit(result);
-  clock_.end_part(StepClock::kCommit);
-}
-
-bool EngineCore::publish() {
-  std::vector<SequenceEvent> events = scheduler_->take_events();
-  std::vector<Delta> deltas;
-  deltas.reserve(events.size());
-  const auto now = std::chrono::steady_clock::now();
-  for (SequenceEvent& event : events) {
-    const auto found = sequences_.find(event.sequence_id);
-    TM_CHECK(found != sequences_.end());
-    measure(event, found->second, now);
-    const int64_t sample = found->second.sample;
-    const std::shared_ptr<RequestState> state = found->second.state;
-    if (event.finish) sequences_.erase(found);
-    deltas.push_back({.request = state, .sample = sample, .event = std::move(event)});
-  }
-  const SchedulerStats stats = scheduler_->stats();
-  {
-    const std::lock_guard lock(stats_mutex_);
-    scheduler_stats_ = stats;
-    told_metrics_ = metrics_;
-  }
-  bool room = false;
-  {
-    const std::lock_guard lock(inbox_.mutex);
-    room = stats.queue < inbox_.queued;
-    inbox_.queued = stats.queue;
-  }
-  if (room) inbox_.room.notify_all();
-  const bool told = !deltas.empty();
-  outputs_.post(std::move(deltas));
-  return told;
 }
 
 void EngineCore::die(const std::string& message) {

@@ -28,6 +28,7 @@
 #include "checkpoint/fingerprint.h"
 #include "engine/metrics.h"
 #include "engine/output_worker.h"
+#include "engine/pool_size.h"
 #include "engine/prefix_file.h"
 #include "engine/request_preparer.h"
 #include "engine/request_state.h"
@@ -142,6 +143,11 @@ class EngineCore {
     std::thread thread;
     std::atomic<bool> done{false};
   };
+
+  // Construction.
+  PoolBlocks make_runner(EngineParts& parts, int32_t window);
+  void make_scheduler(const PoolBlocks& blocks, int32_t window);
+  void warm_up();
 
   // Loop (engine thread).
   void run();

@@ -66,6 +66,24 @@ def test_samples(tiny):
     assert [output["meta_info"]["prompt_tokens"] for output in both] == [4, 4, 2, 2]
 
 
+@pytest.mark.parametrize("prompts", [IDS, [IDS, [2, 3]]])
+def test_streamed_samples_have_their_index(tiny, prompts):
+    params = {"n": 3, "max_new_tokens": 4, "seed": 1, "ignore_eos": True}
+    wholes = [output["output_ids"] for output in tiny.generate(input_ids=prompts, sampling_params=params)]
+    joined = [[] for _ in wholes]
+    for chunk in tiny.generate(input_ids=prompts, sampling_params=params, stream=True):
+        joined[chunk["index"]] += chunk["output_ids"]
+    assert joined == wholes
+
+    async def main():
+        streamed = [[] for _ in wholes]
+        async for chunk in await tiny.async_generate(input_ids=prompts, sampling_params=params, stream=True):
+            streamed[chunk["index"]] += chunk["output_ids"]
+        return streamed
+
+    assert asyncio.run(main()) == wholes
+
+
 def test_logprobs(tiny):
     output = tiny.generate(input_ids=IDS, sampling_params=GREEDY, return_logprob=True, top_logprobs_num=3,
                            token_ids_logprob=[7, 11], return_prompt_token_ids=True)

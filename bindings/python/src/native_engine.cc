@@ -39,7 +39,8 @@ struct PendingCall {
   // Throws Error.
   void submit() {
     const int64_t call = submission.call;
-    const bool with_index = submission.stream && !submission.single;
+    const bool is_list = !submission.single || requests.front().sampling_params.n > 1;
+    const bool with_index = submission.stream && is_list;
     OutputCallback on_output = [mailbox = mailbox, state = state, call, with_index,
                                 with_logprobs = with_logprobs](Output&& output) {
       if (output.finished()) --state->unfinished;

@@ -45,5 +45,5 @@ class _Output(TypedDict):
 class Output(_Output, total=False):
     """One finished sample, or one streamed chunk, whose text, output_ids and output logprobs are deltas."""
 
-    index: int  # of streamed lists: the place in the list
+    index: int  # of streamed lists and of n > 1 samples: the place in the list that stream=False gives
     prompt_token_ids: List[int]  # with return_prompt_token_ids

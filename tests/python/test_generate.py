@@ -1,6 +1,7 @@
 """The four modes, over token ids: shapes of results, order, deltas, errors of arguments."""
 import asyncio
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -197,6 +198,25 @@ def test_generate_iter_is_lazy_and_bounded(tiny):
     assert len(set(indices)) == 10
     assert len(pulled) <= 4096 + 10
     stream.close()
+
+
+def test_generate_iter_does_not_wait_for_a_slow_source(tiny):
+    told, told_at_pull = [], []
+    before = tiny.stats()["finished"]
+
+    def prompts():
+        for i in range(5):
+            deadline = time.monotonic() + 20
+            while tiny.stats()["finished"] - before < i and time.monotonic() < deadline:
+                time.sleep(0.01)
+            time.sleep(0.1)  # it is in the mail
+            told_at_pull.append(len(told))
+            yield [1, 5, i]
+
+    for index, _ in tiny.generate_iter(input_ids=prompts(), sampling_params={**GREEDY, "max_new_tokens": 1}):
+        told.append(index)
+    assert sorted(told) == list(range(5))
+    assert all(count >= i - 1 for i, count in enumerate(told_at_pull)), told_at_pull
 
 
 def test_generate_iter_gives_every_index_once(tiny):

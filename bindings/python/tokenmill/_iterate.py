@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import collections
+import time
 from typing import Any, Deque, Dict, Iterator, List, Optional, Tuple
 
 from . import _native
@@ -11,6 +12,7 @@ from .outputs import Output
 
 IN_FLIGHT_MAX = 4096  # prompts pulled whose output the caller has not had yet
 _BATCH = 64  # prompts submitted together
+_BATCH_SECONDS = 0.005  # prompts that come more slowly are submitted sooner, down to one at a time
 
 
 class _Iteration:
@@ -30,6 +32,7 @@ class _Iteration:
         self._next_index = 0
         self._in_flight = 0
         self._exhausted = False
+        self._slow = False  # the last batch took its time
         self._done: Deque[Tuple[int, Output]] = collections.deque()
 
     def _pulled(self) -> int:
@@ -38,7 +41,9 @@ class _Iteration:
     def _pull(self) -> "Tuple[List[Any], List[Any]]":
         prompts: List[Any] = []
         params: List[Any] = []
-        while len(prompts) < _BATCH and self._pulled() + len(prompts) < IN_FLIGHT_MAX:
+        self._slow = False
+        deadline = time.monotonic() + _BATCH_SECONDS
+        while not self._slow and len(prompts) < _BATCH and self._pulled() + len(prompts) < IN_FLIGHT_MAX:
             try:
                 prompts.append(next(self._prompts))
             except StopIteration:
@@ -49,6 +54,7 @@ class _Iteration:
                     params.append(next(self._params))
                 except StopIteration:
                     raise ValueError("sampling_params ended before the prompts did.") from None
+            self._slow = time.monotonic() >= deadline
         return prompts, params
 
     def _top_up(self) -> None:
@@ -86,7 +92,8 @@ class _Iteration:
                 while not self._mailbox.wait(1, WAIT_MS):
                     pass
                 self._collect()
-                if not self._exhausted and self._pulled() < IN_FLIGHT_MAX:
+                # What is done does not wait for a slow source.
+                if not self._exhausted and not self._slow and self._pulled() < IN_FLIGHT_MAX:
                     self._top_up()  # keeps the engine fed while the caller looks at what is done
                 while self._done:
                     yield self._done.popleft()

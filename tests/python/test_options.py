@@ -81,6 +81,11 @@ def test_sampling_params():
             tokenmill.SamplingParams(**kwargs)
 
 
+def test_a_dict_with_both_names_of_the_seed(tiny):
+    with pytest.raises(TypeError, match="got both sampling_seed and its other name seed"):
+        tiny.generate(input_ids=[1, 5], sampling_params={"sampling_seed": 1, "seed": 2})
+
+
 def test_stubs_are_what_the_tables_say():
     result = subprocess.run([sys.executable, os.path.join(ROOT, "tools", "make_python_stubs.py"), "--check"],
                             capture_output=True, text=True)

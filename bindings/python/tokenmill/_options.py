@@ -147,6 +147,8 @@ def sampling_values(params: Any) -> Dict[str, Any]:
         return {}
     if isinstance(params, dict):
         values = params
+        if "seed" in values and "sampling_seed" in values:
+            raise TypeError("sampling_params got both sampling_seed and its other name seed.")
     elif isinstance(params, SamplingParams):
         values = {name: value for name, default in _SAMPLING_DEFAULTS.items()
                   if (value := getattr(params, name)) is not default}

@@ -172,6 +172,7 @@ class TOKENMILL_API Engine {
   void shutdown();
 
   // Tokenizer. Throws Error(kValue) when the engine was made with skip_tokenizer_init.
+  // encode_text: the ids that a prompt of that text gets; without add_special_tokens, those of the text alone.
   std::vector<int32_t> encode_text(std::string_view text, bool add_special_tokens = true) const;
   std::string decode_ids(const std::vector<int32_t>& ids, bool skip_special_tokens = true) const;
   std::string apply_chat_template(const std::string& messages_json, bool add_generation_prompt = true,

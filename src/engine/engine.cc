@@ -230,7 +230,8 @@ std::string Engine::server_info_json() const {
 }
 
 std::vector<int32_t> Engine::encode_text(std::string_view text, bool add_special_tokens) const {
-  return require_tokenizer(*impl_->core)->encode(text, add_special_tokens);
+  const auto tokenizer = require_tokenizer(*impl_->core);
+  return add_special_tokens ? tokenizer->encode_prompt(text) : tokenizer->encode(text, false);
 }
 
 std::string Engine::decode_ids(const std::vector<int32_t>& ids, bool skip_special_tokens) const {

@@ -22,9 +22,10 @@ class Tokenizer {
   static void release_freed_memory();
 
   // Text in, ids out; text must be valid UTF-8 (Error(kValue) otherwise, with the byte offset).
-  // add_special_tokens puts in what the tokenizer's post-processor (or add_bos_token) adds.
+  // add_special_tokens puts in what the tokenizer's post-processor adds.
   std::vector<int32_t> encode(std::string_view text, bool add_special_tokens) const;
-  // As encode(text, true), but never a second BOS where the text begins with it: for templated chats and prompts.
+  // As encode(text, true), with the BOS that add_bos_token asks for and never a second one where the text begins with
+  // it: for templated chats and prompts.
   std::vector<int32_t> encode_prompt(std::string_view text) const;
   // skip_special drops special tokens; invalid UTF-8 becomes U+FFFD as in Python.
   std::string decode(std::span<const int32_t> ids, bool skip_special) const;

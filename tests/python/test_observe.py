@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from conftest import TINY, make_tiny
+from conftest import TINY, make_text_model, make_tiny
 
 IDS = list(range(1, 101))
 ONE = {"max_new_tokens": 1}
@@ -157,3 +157,15 @@ with tokenmill.Engine(model_path={TINY!r}, skip_tokenizer_init=True, log_level="
     with make_tiny(page_size=16) as engine:
         with pytest.raises(ValueError, match="cut or damaged"):
             engine.load_prefix(str(path))
+
+
+def test_encode_gives_the_ids_of_a_prompt(tmp_path):
+    """Also where add_bos_token alone asks for a BOS, which the tokenizer's post-processor does not add."""
+    make_text_model(TINY, str(tmp_path))
+    config = {"bos_token": "word300", "add_bos_token": True}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
+    with make_tiny(model_path=str(tmp_path), skip_tokenizer_init=False) as engine:
+        encode = engine.get_tokenizer().encode
+        prompt = engine.generate("Hi", ONE, return_prompt_token_ids=True)["prompt_token_ids"]
+        assert encode("Hi") == prompt == [300, *b"Hi"]
+        assert encode("Hi", add_special_tokens=False) == [*b"Hi"]

@@ -13,7 +13,7 @@ class Tokenizer:
         self._native = native
 
     def encode(self, text: str, add_special_tokens: bool = True) -> List[int]:
-        """The text's token ids, with the special tokens (such as BOS) that this tokenizer adds."""
+        """The text's token ids: those that generate() gives a prompt of that text, or without special tokens."""
         ids: List[int] = self._native.encode_text(text, add_special_tokens)
         return ids
 

@@ -234,6 +234,9 @@ def test_progress_bar(tiny, capsys):
     captured = capsys.readouterr()
     assert "Processed prompts: 100%" in captured.err and "3/3" in captured.err and "tokens/s" in captured.err
     assert captured.out == ""
+    list(tiny.generate_iter(input_ids=iter([IDS, IDS]), sampling_params=GREEDY, use_tqdm=True))
+    captured = capsys.readouterr()
+    assert "Processed prompts: 2prompt" in captured.err and captured.out == ""
 
 
 @pytest.mark.parametrize("kwargs, error, message", [

@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import collections
 import time
-from typing import Any, Deque, Dict, Iterator, List, Optional, Tuple
+from typing import Any, Callable, Deque, Dict, Iterator, List, Optional, Tuple
 
 from . import _native
 from ._request import prepare, request_fields
@@ -19,12 +19,14 @@ class _Iteration:
     """Pulls prompts, submits them in small batches and collects what finishes. All on the caller's thread."""
 
     def __init__(self, engine: Any, kind: str, prompts: Iterator[Any], params: Any, per_prompt: bool,
-                 fields: Dict[str, Any]) -> None:
+                 make_bar: Optional[Callable[[], Any]], fields: Dict[str, Any]) -> None:
         self._engine = engine
         self._kind = kind
         self._prompts = prompts
         self._params = params
         self._per_prompt = per_prompt
+        self._make_bar = make_bar  # None: no progress bar
+        self._bar: Any = None
         self._fields = fields
         self._mailbox = _native.Mailbox(False)
         self._calls: Dict[int, List[Any]] = {}  # number -> [call, first index, samples left]
@@ -78,12 +80,15 @@ class _Iteration:
             entry = self._calls[number]
             self._done.append((entry[1] + index, payload))
             self._in_flight -= 1
+            if self._bar is not None:
+                self._bar.add(payload)
             entry[2] -= 1
             if entry[2] == 0:
                 del self._calls[number]
 
     def run(self) -> Iterator[Tuple[int, Output]]:
         try:
+            self._bar = self._make_bar() if self._make_bar is not None else None
             while True:
                 while not self._exhausted and self._pulled() < IN_FLIGHT_MAX and not len(self._mailbox):
                     self._top_up()
@@ -100,9 +105,11 @@ class _Iteration:
         finally:
             for call, _, _ in self._calls.values():
                 call.abort()
+            if self._bar is not None:
+                self._bar.close()
 
 
-def iterate(engine: Any, prompt: Any, sampling_params: Any, input_ids: Any,
+def iterate(engine: Any, prompt: Any, sampling_params: Any, input_ids: Any, make_bar: Optional[Callable[[], Any]],
             kwargs: Dict[str, Any]) -> Iterator[Tuple[int, Output]]:
     if prompt is None and input_ids is None:
         raise ValueError("Either text or input_ids should be provided.")
@@ -117,4 +124,4 @@ def iterate(engine: Any, prompt: Any, sampling_params: Any, input_ids: Any,
     per_prompt = sampling_params is not None and not isinstance(sampling_params, dict) and hasattr(
         sampling_params, "__iter__")
     params: Optional[Any] = iter(sampling_params) if per_prompt else sampling_params
-    return _Iteration(engine, kind, iter(source), params, per_prompt, fields).run()
+    return _Iteration(engine, kind, iter(source), params, per_prompt, make_bar, fields).run()

@@ -236,16 +236,18 @@ class Engine:
         return await self._run_async(prepared, stream, use_tqdm)
 
     def generate_iter(self, prompt: Optional[Iterable[str]] = None, sampling_params: Any = None,
-                      input_ids: Optional[Iterable[Any]] = None, **kwargs: Any) -> Iterator[Tuple[int, Output]]:
+                      input_ids: Optional[Iterable[Any]] = None, *, use_tqdm: bool = False,
+                      **kwargs: Any) -> Iterator[Tuple[int, Output]]:
         """Yields (index, output) as each prompt of an iterable finishes, in order of finishing.
 
         prompt or input_ids may be a generator: it is pulled on the calling thread only, at most 4,096 prompts ahead.
         sampling_params is one for all or an equally lazy iterable. With n > 1 the samples are counted through.
-        The other arguments are generate()'s, one value for all.
+        The other arguments are generate()'s but stream and rid, one value for all; a progress bar shows no total.
         """
         from ._iterate import iterate
 
-        return iterate(self, prompt, sampling_params, input_ids, kwargs)
+        make_bar = (lambda: _progress_bar(None)) if use_tqdm else None
+        return iterate(self, prompt, sampling_params, input_ids, make_bar, kwargs)
 
     def chat(self, messages: Any, sampling_params: Any = None, *, chat_template_kwargs: Optional[Dict[str, Any]] = None,
              stream: bool = False, use_tqdm: bool = False, **kwargs: Any) -> Any:

@@ -43,6 +43,10 @@ bool take(const OptionValue& value, T& out) {
 std::string python_repr(const OptionValue& value) { return std::visit(Repr(), value); }
 
 void throw_option_type(std::string_view name, std::string_view type, const OptionValue& value) {
+  // The one int64_t that is no "int" is a negative one where no sign is.
+  if (type.starts_with("int") && std::holds_alternative<int64_t>(value)) {
+    throw_rule(name, "at least 0", python_repr(value));
+  }
   const bool too_large = type.starts_with("int") && std::holds_alternative<uint64_t>(value);
   throw Error(too_large ? ErrorKind::kValue : ErrorKind::kType, std::string(name) + " must be " +
                                                                     (too_large ? "a 64-bit int" : std::string(type)) +

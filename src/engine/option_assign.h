@@ -50,7 +50,7 @@ inline constexpr std::string_view kOptionTypeName<std::optional<std::vector<int6
 // As Python writes it.
 std::string python_repr(const OptionValue& value);
 
-// Throws Error(kType) "NAME must be TYPE, got VALUE."
+// Throws Error(kType) "NAME must be TYPE, got VALUE.", or Error(kValue) for a whole number out of TYPE's range.
 [[noreturn]] void throw_option_type(std::string_view name, std::string_view type, const OptionValue& value);
 
 namespace option_internal {

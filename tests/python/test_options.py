@@ -76,6 +76,7 @@ def test_sampling_params():
     for kwargs, error, message in (({"topp": 1}, TypeError, "did you mean 'top_p'"),
                                    ({"top_p": 2}, ValueError, r"top_p must be in \(0, 1\], got 2\.0\."),
                                    ({"seed": 1, "sampling_seed": 2}, TypeError, "got both"),
+                                   ({"seed": -1}, ValueError, r"sampling_seed must be at least 0, got -1\."),
                                    ({"custom_logit_processor": 1}, TypeError, "must be a callable or None, got 1")):
         with pytest.raises(error, match=message):
             tokenmill.SamplingParams(**kwargs)

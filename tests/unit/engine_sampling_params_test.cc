@@ -151,7 +151,7 @@ TEST(SamplingParamsTable, WrongTypesAndNames) {
   EXPECT_LOAD_ERROR(set("top_k", true), ErrorKind::kType, "top_k must be int, got True.");
   EXPECT_LOAD_ERROR(set("top_p", {}), ErrorKind::kType, "top_p must be float, got None.");
   EXPECT_LOAD_ERROR(set("n", uint64_t{1} << 63), ErrorKind::kValue, "n must be a 64-bit int, got 9223372036854775808.");
-  EXPECT_LOAD_ERROR(set("seed", int64_t{-1}), ErrorKind::kType, "sampling_seed must be int | None, got -1.");
+  EXPECT_LOAD_ERROR(set("seed", int64_t{-1}), ErrorKind::kValue, "sampling_seed must be at least 0, got -1.");
   EXPECT_LOAD_ERROR(set("stop", std::vector<int64_t>{1, 2}), ErrorKind::kType,
                     "stop must be list[str] | None, got [1, 2].");
   EXPECT_LOAD_ERROR(set("logit_bias", std::string("x")), ErrorKind::kType, "logit_bias must be dict[int, float]");

@@ -129,8 +129,7 @@ std::shared_ptr<RequestState> RequestPreparer::make_state(const Request& request
   state->no_stop_trim = params.no_stop_trim;
   state->want_logprob = request.return_logprob;
   state->stream_interval = params.stream_interval.value_or(options_.stream_interval);
-  state->text_options = {.skip_special_tokens = params.skip_special_tokens,
-                         .spaces_between_special_tokens = params.spaces_between_special_tokens};
+  state->text_options = {.skip_special_tokens = params.skip_special_tokens};
   return state;
 }
 

@@ -58,7 +58,8 @@ std::vector<SamplingParamsField> make_table() {
       FIELD(ignore_eos)("go on after end-of-text and stop tokens"),
       FIELD(no_stop_trim)("keep the stop string or token in the text"),
       FIELD(skip_special_tokens)("leave special tokens out of the text"),
-      FIELD(spaces_between_special_tokens)("put spaces between special tokens in the text"),
+      FIELD(spaces_between_special_tokens)(
+          "without effect, as with any fast tokenizer: its decoder has no such choice"),
       FIELD(n)("samples a prompt, in [1, 4096]"),
       FIELD(json_schema)("constrain the output to a JSON schema"),
       FIELD(regex)("constrain the output to a regular expression"),

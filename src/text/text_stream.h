@@ -22,8 +22,6 @@ namespace tokenmill {
 
 struct TextStreamOptions {
   bool skip_special_tokens = true;
-  bool spaces_between_special_tokens =
-      true;  // for slow Python tokenizers; tokenizer.json's decoders have no such choice
 };
 
 class TextStream {

@@ -52,17 +52,21 @@ class Ahead : public ::testing::Test {
     scheduler->check_integrity();
     for (const SequenceEvent& event : scheduler->take_events()) last[event.sequence_id] = event;
   }
-  // To the end, one step ahead wherever that goes. How many steps were planned so.
+  // Commits the batch. The one after it, planned ahead where that goes.
+  struct Next {
+    const Batch* batch;
+    bool is_ahead;
+  };
+  Next turn(const Batch* batch) {
+    const StepResult result = sample(*batch);
+    const Batch* next = ahead();
+    commit(result);
+    return {next != nullptr ? next : schedule(), next != nullptr};
+  }
+  // To the end. How many steps were planned ahead.
   int64_t run() {
     int64_t num_ahead = 0;
-    const Batch* batch = schedule();
-    while (batch != nullptr) {
-      const StepResult result = sample(*batch);
-      const Batch* next = ahead();
-      num_ahead += next != nullptr;
-      commit(result);
-      batch = next != nullptr ? next : schedule();
-    }
+    for (Next next{schedule(), false}; next.batch != nullptr; num_ahead += next.is_ahead) next = turn(next.batch);
     EXPECT_FALSE(scheduler->has_work());
     return num_ahead;
   }
@@ -218,12 +222,10 @@ TEST_F(Ahead, WhoFindsNoPlaceIsLookedAtWhenThereMayBeOne) {
   int64_t planned = 0, since_end = 0;
   const Batch* batch = schedule();
   while (last[c].completion_tokens == 0) {
-    const StepResult result = sample(*batch);
-    const Batch* next = ahead();
-    planned += next != nullptr;
-    commit(result);
+    const Next next = turn(batch);
+    planned += next.is_ahead;
     since_end += finished(a);
-    batch = next != nullptr ? next : schedule();
+    batch = next.batch;
   }
   EXPECT_GE(planned, 6);
   EXPECT_LE(since_end, 3);
@@ -242,11 +244,9 @@ TEST_F(Ahead, APlaceThatSurelyComesFreeIsNotLeftEmpty) {
   submit(numbers(100, 120), 4);
   const Batch* batch = schedule();
   for (int step = 2; step <= 7; ++step) {
-    const StepResult result = sample(*batch);
-    const Batch* next = ahead();
-    EXPECT_EQ(next == nullptr, step == 2 || step == 4) << step;  // after the prompts, and after a's last token
-    commit(result);
-    batch = next != nullptr ? next : schedule();
+    const Next next = turn(batch);
+    EXPECT_EQ(next.is_ahead, step != 2 && step != 4) << step;  // after the prompts, and after a's last token
+    batch = next.batch;
     EXPECT_EQ(batch->rows.size(), 2u) << step;
   }
   EXPECT_TRUE(finished(a));
@@ -273,10 +273,7 @@ TEST_F(Ahead, ADeadlineIsMet) {
   const Batch* batch = schedule();
   for (seconds = 1; !finished(a); ++seconds) {
     ASSERT_LT(seconds, 20);
-    const StepResult result = sample(*batch);
-    const Batch* next = ahead();
-    commit(result);
-    batch = next != nullptr ? next : schedule();
+    batch = turn(batch).batch;
     for (const SequenceEvent& event : scheduler->take_events()) last[event.sequence_id] = event;
   }
   EXPECT_LE(seconds, 7);

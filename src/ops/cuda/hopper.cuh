@@ -107,4 +107,16 @@ __device__ inline void meet_cluster() {
   asm volatile("barrier.cluster.arrive.relaxed.aligned;\nbarrier.cluster.wait.aligned;" ::: "memory");
 }
 
+// A stage of a ring of barriers and the parity of its phase.
+template <int kStages>
+struct RingTurn {
+  int stage = 0, parity = 0;
+  __device__ void step() {
+    if (++stage == kStages) {
+      stage = 0;
+      parity ^= 1;
+    }
+  }
+};
+
 }  // namespace tokenmill

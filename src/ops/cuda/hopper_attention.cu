@@ -42,16 +42,7 @@ __device__ inline void copy_page(uint32_t target, const CUtensorMap* map, int gr
       : "memory");
 }
 
-// A stage of a ring and the parity of its phase.
-struct Turn {
-  int stage = 0, parity = 0;
-  __device__ void step() {
-    if (++stage == kStages) {
-      stage = 0;
-      parity ^= 1;
-    }
-  }
-};
+using Turn = RingTurn<kStages>;
 
 // Which unit a block takes next. Of several heads whose units take turns, and the longest first.
 __device__ inline Unit unit_at(const HopperArgs& args, int index) {

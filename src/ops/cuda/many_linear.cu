@@ -54,22 +54,11 @@ struct Tile {
   }
 };
 
-// A stage of the ring and the parity of its phase.
-struct Place {
-  int stage = 0, parity = 0;
-  __device__ void step() {
-    if (++stage == kStages) {
-      stage = 0;
-      parity ^= 1;
-    }
-  }
-};
-
 __device__ inline void fill_ring(const ManyArgs& args, uint32_t ring, uint32_t full, uint32_t empty) {
   const int rank = blockIdx.x % kCluster;
   const uint64_t often = evict_last_policy();
   const CUtensorMap* const weights = rank == 0 ? &args.weight : &args.second;
-  Place at;
+  RingTurn<kStages> at;
   for (int index = blockIdx.x / kCluster; index < args.tiles; index += gridDim.x / kCluster) {
     const Tile tile(args, index, rank);
     for (int piece = 0; piece < args.k / 64; ++piece, at.step()) {
@@ -126,7 +115,7 @@ __device__ void write_tile(const ManyArgs& args, const Tile& tile, const float (
 template <class T>
 __device__ void multiply_tiles(const ManyArgs& args, uint32_t ring, uint32_t full, uint32_t empty) {
   const int rank = blockIdx.x % kCluster, lane = threadIdx.x % 32, group = threadIdx.x / 128, pieces = args.k / 64;
-  Place at;
+  RingTurn<kStages> at;
   if (group == 1) asm volatile("bar.sync 1, 256;" ::: "memory");
   bool is_first = true;
   for (int index = blockIdx.x / kCluster; index < args.tiles; index += gridDim.x / kCluster) {

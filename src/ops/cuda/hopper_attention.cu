@@ -54,7 +54,7 @@ __device__ inline Unit unit_at(const HopperArgs& args, int index) {
 // Places in shared memory, as addresses but where they are written to by hand.
 struct Rings {
   uint8_t *queries, *values;
-  Unit* units;  // [kStages], without tiles when there are no more
+  Unit* units;  // [kStages], without tiles when there are no more; every thread of the block says when it has read one
   uint32_t query_address, key_address, value_address;
   uint32_t unit_full, unit_empty, query_full, key_full, key_empty, value_full, value_empty;
 };
@@ -71,8 +71,7 @@ __device__ void fill_stages(const HopperArgs& args, const Rings& rings, int part
   while (true) {
     wait_barrier(rings.unit_full + 8 * unit_turn.stage, unit_turn.parity);
     const Unit unit = rings.units[unit_turn.stage];
-    __syncwarp();
-    if (lane == 0) arrive(rings.unit_empty + 8 * unit_turn.stage);
+    arrive(rings.unit_empty + 8 * unit_turn.stage);
     unit_turn.step();
     if (unit.tiles == 0) return;
     const int32_t* const table = args.attention.tables + unit.block_begin;
@@ -147,9 +146,10 @@ __device__ void hand_out_units(const HopperArgs& args, const Rings& rings) {
     }
     wait_barrier(rings.unit_full + 8 * turn.stage, turn.parity);
     const Unit unit = rings.units[turn.stage];
+    arrive(rings.unit_empty + 8 * turn.stage);
     if (unit.tiles == 0) break;
     load_queries<T, kDim>(args.attention, unit, rings.queries + turn.stage * kQueryBytes<kDim>);
-    asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+    fence_copies();
     arrive(rings.query_full + 8 * turn.stage);
     turn.step();
   }
@@ -178,8 +178,8 @@ __device__ void attend_unit(const HopperArgs& args, const Rings& rings, const Un
   if (slots < held) {
     wait_barrier(rings.value_full + 8 * turn.stage, turn.parity);
     zero_values<kDim>(rings.values + turn.stage * kTileBytes<kDim>, slots, held);
-    asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
-    sync_group(group);
+    fence_copies();
+    sync_groups();
   }
   wait_barrier(rings.key_full + 8 * turn.stage, turn.parity);
   wait_turn(group);
@@ -215,8 +215,7 @@ __device__ void attend_unit(const HopperArgs& args, const Rings& rings, const Un
     round_weights<T>(scores, weights);
     turn = next;
   }
-  __syncwarp();
-  if (first_of_warp) arrive(rings.unit_empty + 8 * query_stage);
+  arrive(rings.unit_empty + 8 * query_stage);
   wait_barrier(rings.value_full + 8 * turn.stage, turn.parity);
   multiply_values<T, kDim>(sums, weights, rings.value_address + turn.stage * kTileBytes<kDim>);
   wait_products<0>();
@@ -259,8 +258,8 @@ __global__ void __launch_bounds__(kThreads, 1) hopper_attention_kernel(const __g
                     .value_full = first + 5 * kRing,
                     .value_empty = first + 6 * kRing};
   if (threadIdx.x == 0) {
-    constexpr int kWarps = 4 * kGroups;  // that multiply; the fillers of keys and values look at units too
-    init_ring(rings.unit_full, 1, rings.unit_empty, kWarps + 2);
+    constexpr int kWarps = 4 * kGroups;  // that multiply
+    init_ring(rings.unit_full, 1, rings.unit_empty, kThreads);
     init_ring(rings.key_full, 1, rings.key_empty, kWarps);
     init_ring(rings.value_full, 1, rings.value_empty, kWarps);
     for (int stage = 0; stage < kStages; ++stage) init_barrier(rings.query_full + 8 * stage, kLoaders);

@@ -48,16 +48,17 @@ struct Unit {
   }
 };
 
-__device__ inline void sync_group(int group) { asm volatile("bar.sync %0, 128;" ::"r"(group + 1) : "memory"); }
+__device__ inline void sync_groups() { asm volatile("bar.sync 1, 256;" ::: "memory"); }
 
 // The two groups take turns at the tensor cores, so that one's softmax runs beside the other's products.
-__device__ inline void wait_turn(int group) { asm volatile("bar.sync %0, 256;" ::"r"(group + 3) : "memory"); }
-__device__ inline void give_turn(int group) { asm volatile("bar.arrive %0, 256;" ::"r"(4 - group) : "memory"); }
+__device__ inline void wait_turn(int group) { asm volatile("bar.sync %0, 256;" ::"r"(group + 2) : "memory"); }
+__device__ inline void give_turn(int group) { asm volatile("bar.arrive %0, 256;" ::"r"(3 - group) : "memory"); }
 
-// What a page has past the end may be NaN, and NaN times a weight of zero is NaN. Slots [first, end) of a tile.
+// What a page has past the end may be NaN, and NaN times a weight of zero is NaN. Slots [first, end) of a tile, by both
+// groups together.
 template <int kDim>
 __device__ void zero_values(uint8_t* values, int first, int end) {
-  for (int i = threadIdx.x % 128; i < (end - first) * (kDim / 8); i += 128) {
+  for (int i = threadIdx.x; i < (end - first) * (kDim / 8); i += 128 * kGroups) {
     const int slot = first + i / (kDim / 8), chunk = i % (kDim / 8);
     *reinterpret_cast<uint4*>(values + slot / 8 * kGroupBytes<kDim> + chunk / 8 * kBlockBytes + slot % 8 * 128 +
                               chunk % 8 * 16) = uint4{};

@@ -195,7 +195,7 @@ TEST_F(EngineCuda, SamplingDrawsWhatTheCpuDraws) {
   for (size_t i = 0; i < requests.size(); ++i) {
     SamplingParams& params = requests[i].sampling_params;
     params.temperature = 0.8;
-    params.sampling_seed = static_cast<int64_t>(i);
+    params.sampling_seed = i;
     if (i % 3 == 0) params.top_k = 20;
     if (i % 3 == 1) params.top_p = 0.9;
     if (i % 2 == 0) params.repetition_penalty = 1.2;
@@ -281,6 +281,34 @@ TEST_F(EngineCuda, SeveralEnginesOnOneCard) {
     EXPECT_EQ(ids_of(one.get()), want_first);
     EXPECT_EQ(ids_of(two.get()), want_second);
   }
+}
+
+TEST_F(EngineCuda, TwoCardsAtOnce) {
+  if (num_cuda_devices() < 2) GTEST_SKIP() << "not run: there is one CUDA device";
+  const auto available = [](const char* device) { return make_backend(device, CpuOptions{})->available_memory(); };
+  (void)available("cuda:1");  // what a card needs to be used at all is taken now
+  const int64_t first_card = available("cuda:0"), second_card = available("cuda:1");
+  {
+    ServerArgs args = args_for("llama-untied", "cuda:1", "bfloat16");
+    args.max_total_tokens = 1 << 20;
+    Engine second(args);
+    EXPECT_GT(available("cuda:0"), first_card - (64 << 20)) << "memory of the other card";
+    args.device = "cuda:0";
+    Engine first(args);
+    auto requests = random_requests(60, first.vocab_size(), 40, 37);
+    for (size_t i = 0; i < requests.size(); i += 2) {
+      requests[i].sampling_params.temperature = 1;
+      requests[i].sampling_params.sampling_seed = i;
+    }
+    const auto want = ids_of(first.generate(requests));
+    for (int round = 0; round < 3; ++round) {
+      auto one = first.generate_async(requests), two = second.generate_async(requests);
+      EXPECT_EQ(ids_of(one.get()), want);
+      EXPECT_EQ(ids_of(two.get()), want);
+    }
+  }
+  EXPECT_GT(available("cuda:0"), first_card - (64 << 20));
+  EXPECT_GT(available("cuda:1"), second_card - (64 << 20));
 }
 
 // Not a promise, but a number to know: without deterministic inference the batch may change the last bits of logits.

@@ -18,6 +18,7 @@
 #include "cuda/faults_testing.h"
 #include "ops/backend_registry.h"
 #include "ops/cuda/per_device.h"
+#include "ops/cuda/step_graphs.h"
 #include "util/expect_error.h"
 
 namespace tokenmill::testing {
@@ -168,6 +169,61 @@ TEST(CudaFaults, AnyCallOfAStepMayFail) {
   }
   std::printf("[ faults   ] %zu calls of steps: %d engines stopped, %d went on\n", calls.size(), stopped, went_on);
   EXPECT_GT(stopped, 10);
+}
+
+// --- engines beside each other
+
+// What one engine records is its own: buffers that grow in another, on its card or on another card, move none of its.
+TEST(CudaFaults, AnotherEngineCostsNoRecords) {
+  for (const char* const second_device : {"cuda:0", "cuda:1"}) {
+    SCOPED_TRACE(second_device);
+    FakeCuda cuda;
+    cuda.cards.resize(2);
+    const auto records_of_a_run = [&](Engine& engine) {
+      const int made = cuda.calls()["cudaGraphInstantiate"], launched = cuda.calls()["cudaGraphLaunch"];
+      EXPECT_TRUE(is_whole(engine.generate(request_of(9, 8)).at(0), 8));
+      EXPECT_GE(cuda.calls()["cudaGraphLaunch"] - launched, 7);
+      return cuda.calls()["cudaGraphInstantiate"] - made;
+    };
+    ServerArgs args = small_args();
+    args.device = "cuda:0";
+    Engine first(args);
+    EXPECT_EQ(records_of_a_run(first), 0) << "all made at start";
+    args.device = second_device;
+    Engine second(args);
+    EXPECT_EQ(records_of_a_run(first), 0);
+    EXPECT_EQ(records_of_a_run(second), 0);
+    second.shutdown();
+    EXPECT_EQ(records_of_a_run(first), 0);
+  }
+}
+
+// What its own buffers' growth costs it, and only it.
+TEST(CudaFaults, ARecordIsMadeAnewAfterABufferOfItsBackendHasMoved) {
+  FakeCuda cuda;
+  const CudaStream stream;
+  struct Recorder {
+    ScratchMoves moves;
+    DeviceScratch scratch{moves};
+    StepGraphs graphs{moves};
+  } one, other;
+  int worked = 0;
+  const auto run = [&](Recorder& recorder) {
+    recorder.graphs.run({1, 0}, stream.get(), [&] {
+      ++worked;
+      recorder.scratch.get<float>(1, stream.get());
+    });
+  };
+  for (int i = 0; i < 4; ++i) run(one), run(other);
+  EXPECT_EQ(worked, 4) << "each as it is, then recorded";
+  EXPECT_EQ(cuda.calls()["cudaGraphLaunch"], 6);
+  one.scratch.get<float>(1 << 20, stream.get());
+  for (int i = 0; i < 4; ++i) run(other);
+  EXPECT_EQ(worked, 4);
+  EXPECT_EQ(cuda.calls()["cudaGraphLaunch"], 10);
+  for (int i = 0; i < 4; ++i) run(one);
+  EXPECT_EQ(worked, 6);
+  EXPECT_EQ(cuda.calls()["cudaGraphLaunch"], 13);
 }
 
 // --- options and what is given back

@@ -140,7 +140,7 @@ CudaBackend::CudaBackend(const CudaOptions& options)
   try {
     stream_ = std::make_unique<CudaStream>();
     cublas_ = std::make_unique<CublasHandle>(stream_->get());
-    plan_ = std::make_unique<StepPlan>();
+    plan_ = std::make_unique<StepPlan>(moves_);
   } catch (const DeviceMemoryError&) {
     throw_full(device_, device_text(device_, properties));
   }

@@ -141,8 +141,9 @@ class CudaBackend final : public Backend {
   std::unique_ptr<CublasHandle> cublas_;
   std::mutex allocations_mutex_;
   std::unordered_map<std::byte*, DeviceMemory> allocations_;
+  ScratchMoves moves_;  // before all that counts in it
   std::unique_ptr<StepPlan> plan_;
-  StepGraphs graphs_;
+  StepGraphs graphs_{moves_};
   std::optional<PendingQueries> pending_queries_;
   struct Frequencies {
     std::vector<float> values;
@@ -150,10 +151,11 @@ class CudaBackend final : public Backend {
   };
   std::vector<Frequencies> frequencies_;
   size_t next_frequencies_ = 0;
-  DeviceScratch ids_, row_ids_, input_, product_, partials_, counters_{true}, unit_counters_{true}, sample_rows_,
-      sample_out_, token_slots_;
+  DeviceScratch ids_{moves_}, row_ids_{moves_}, input_{moves_}, product_{moves_}, partials_{moves_},
+      counters_{moves_, true}, unit_counters_{moves_, true}, sample_rows_{moves_}, sample_out_{moves_},
+      token_slots_{moves_};
   int32_t num_token_slots_ = 0;
-  PackedUpload sample_upload_;
+  PackedUpload sample_upload_{moves_};
   std::deque<PendingSamples> pending_samples_;  // the first num_pending_samples_, in order; the others are kept for use
   size_t num_pending_samples_ = 0;
   CudaEvent samples_copied_;

@@ -4,7 +4,6 @@
 #include <cublas_v2.h>
 #include <cuda_runtime_api.h>
 
-#include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
@@ -59,20 +58,30 @@ class DeviceMemory {
   size_t bytes_ = 0;
 };
 
+// How often scratch buffers of one backend have moved: what holds their addresses must look. A backend shares no buffer
+// with another, so what moves in one engine is nothing to the others, on its card or elsewhere. For one thread at a
+// time, as the backend is.
+class ScratchMoves {
+ public:
+  void add() { ++count_; }
+  uint64_t count() const { return count_; }
+
+ private:
+  uint64_t count_ = 0;
+};
+
 // Grow-only scratch on the device; contents are undefined after get(), or kept as zeros where `zeroed`.
 class DeviceScratch {
  public:
-  explicit DeviceScratch(bool zeroed = false) : zeroed_(zeroed) {}
+  explicit DeviceScratch(ScratchMoves& moves, bool zeroed = false) : moves_(&moves), zeroed_(zeroed) {}
   template <class T>
   T* get(size_t count, cudaStream_t stream) {
     return reinterpret_cast<T*>(get_bytes(count * sizeof(T), stream));
   }
-  // How often any of this process's scratch buffers has moved: what holds an address must look.
-  static uint64_t moves() { return moves_.load(std::memory_order_relaxed); }
 
  private:
-  static inline std::atomic<uint64_t> moves_{0};
   std::byte* get_bytes(size_t bytes, cudaStream_t stream);
+  ScratchMoves* moves_;
   DeviceMemory memory_;
   bool zeroed_;
 };
@@ -120,6 +129,7 @@ class PinnedMemory {
 // take turns, so that the next one is written while the last is still read.
 class PackedUpload {
  public:
+  explicit PackedUpload(ScratchMoves& moves) : device_(moves) {}
   void begin() { image_.clear(); }
   // Offset of the array in the image.
   template <class T>

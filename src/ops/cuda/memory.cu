@@ -69,7 +69,7 @@ std::byte* DeviceScratch::get_bytes(size_t bytes, cudaStream_t stream) {
   if (memory_.data() != nullptr && bytes <= memory_.bytes()) return memory_.data();
   const size_t wanted = std::max({bytes, memory_.bytes() + memory_.bytes() / 2, size_t{256}});
   TM_CUDA(cudaStreamSynchronize(stream));  // running kernels may use the old memory
-  moves_.fetch_add(1, std::memory_order_relaxed);
+  moves_->add();
   memory_ = DeviceMemory();  // before the new one is taken: both may not fit
   memory_ = DeviceMemory(wanted);
   if (zeroed_) TM_CUDA(cudaMemsetAsync(memory_.data(), 0, wanted, stream));

@@ -76,14 +76,14 @@ bool StepGraphs::launch(const Entry& entry, cudaStream_t stream, std::string& re
 void StepGraphs::run(Key key, cudaStream_t stream, const std::function<void()>& work) {
   if (entries_.size() >= kGraphsMax && !entries_.contains(key)) entries_.clear();
   Entry& entry = entries_[key];
-  const bool moved = entry.moves != DeviceScratch::moves();
+  const bool moved = entry.moves != moves_.count();
   if (moved) entry.exec.reset();
   std::string reason;
   if (entry.exec != nullptr && launch(entry, stream, reason)) return;
   if (!entry.warm || moved || entry.failures >= kFailuresMax) {
     work();
     entry.warm = true;
-    entry.moves = DeviceScratch::moves();
+    entry.moves = moves_.count();
     return;
   }
   if (entry.exec == nullptr) {

@@ -25,6 +25,8 @@ class NotRecordable : public std::runtime_error {
 
 class StepGraphs {
  public:
+  // moves: of the buffers that the recorded work uses; outlives this.
+  explicit StepGraphs(const ScratchMoves& moves) : moves_(moves) {}
   // The caller's key, and what of the plan decides the shape of launches.
   using Key = std::pair<uint64_t, uint64_t>;
 
@@ -40,7 +42,7 @@ class StepGraphs {
   };
   struct Entry {
     std::unique_ptr<CUgraphExec_st, ExecDeleter> exec;
-    uint64_t moves = 0;  // DeviceScratch::moves() as of the last run
+    uint64_t moves = 0;  // as of the last run
     bool warm = false;   // ran once with scratch of this size
     int failures = 0;
   };
@@ -50,6 +52,7 @@ class StepGraphs {
   // False where the device has not enough memory for it; nothing has been run then.
   bool launch(const Entry& entry, cudaStream_t stream, std::string& reason);
 
+  const ScratchMoves& moves_;
   std::map<Key, Entry> entries_;
   std::function<void(const std::string&)> warn_;
   bool recording_ = false;

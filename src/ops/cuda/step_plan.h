@@ -38,6 +38,8 @@ struct CudaAttentionSchedule {
 };
 
 struct CudaBackend::StepPlan {
+  explicit StepPlan(ScratchMoves& moves) : upload(moves), late_upload(moves) {}
+
   // Rows of a layer group (by KvGroup) say where their tables lie; those of the window group are empty where the batch
   // has none.
   std::vector<PlanRow> rows, window_rows;

@@ -26,8 +26,7 @@ namespace {
 
 // --- memory while it runs
 
-// A graph that cannot be
-// captured: the step runs as it is. Once more is tried; then the log says so, once a size.
+// A graph that cannot be captured: the step runs as it is. Once more is tried; then the log says so, once a size.
 TEST(CudaFaults, OutOfMemoryDuringCaptureFallsBackWithAWarning) {
   for (const char* const call :
        {"cudaStreamBeginCapture", "cudaStreamEndCapture", "cudaGraphInstantiate", "cudaGraphLaunch"}) {
@@ -42,7 +41,8 @@ TEST(CudaFaults, OutOfMemoryDuringCaptureFallsBackWithAWarning) {
     EXPECT_EQ(lines.count("A step of 1 rows could not be captured as a CUDA graph and runs without one, which is "
                           "slower: "),
               1);
-    EXPECT_EQ(lines.count("cudaErrorMemoryAllocation). A lower mem_fraction_static or max_total_tokens leaves more."),
+    EXPECT_EQ(lines.count("cudaErrorMemoryAllocation). A lower mem_fraction_static or max_total_tokens leaves more. "
+                          "It is tried again from time to time."),
               4);
     const int tried = cuda.calls()[call];
     EXPECT_TRUE(is_whole(engine.generate(request_of(9, 8)).at(0), 8));
@@ -63,6 +63,46 @@ TEST(CudaFaults, ACaptureThatFailsOnceIsMadeLater) {
   EXPECT_TRUE(is_whole(engine.generate(request_of(9, 8)).at(0), 8));
   EXPECT_EQ(lines.all.size(), 0u);
   EXPECT_GE(cuda.calls()["cudaGraphLaunch"], 7);
+}
+
+// Memory that others give back is found: after 64 more steps of that size, 128 and so on, with one word in the log.
+TEST(CudaFaults, ACaptureThatLackedMemoryIsMadeOnceThereIsSome) {
+  FakeCuda cuda;
+  ServerArgs args = small_args();
+  args.log_level = "warning";
+  args.cuda_graph_max_bs = 1;
+  cuda.set_answer(failing("cudaGraphInstantiate", 1, cudaErrorMemoryAllocation, kAlways));
+  Lines lines;
+  Engine engine(args, lines.sink());
+  const auto count = [&](const char* call) { return cuda.calls()[call]; };
+  const int at_start = count("cudaGraphInstantiate");
+  EXPECT_EQ(at_start, 2);
+  const auto run_steps = [&] {
+    for (int i = 0; i < 6; ++i) EXPECT_TRUE(is_whole(engine.generate(request_of(9, 101)).at(0), 101));
+  };
+  run_steps();
+  EXPECT_EQ(count("cudaGraphInstantiate") - at_start, 3) << "after 64, 128 and 256 of 600 steps";
+  EXPECT_EQ(count("cudaGraphLaunch"), 0);
+  cuda.set_answer(nullptr);
+  run_steps();
+  EXPECT_EQ(count("cudaGraphInstantiate") - at_start, 4);
+  EXPECT_GE(count("cudaGraphLaunch"), 100);
+  EXPECT_EQ(lines.all.size(), 1u);
+}
+
+// What is not for want of memory stays as it is.
+TEST(CudaFaults, ACaptureThatCannotBeIsNotTriedForEver) {
+  FakeCuda cuda;
+  ServerArgs args = small_args();
+  args.log_level = "warning";
+  args.cuda_graph_max_bs = 1;
+  cuda.set_answer(failing("cudaGraphInstantiate", 1, cudaErrorNotSupported, kAlways));
+  Lines lines;
+  Engine engine(args, lines.sink());
+  for (int i = 0; i < 6; ++i) EXPECT_TRUE(is_whole(engine.generate(request_of(9, 101)).at(0), 101));
+  EXPECT_EQ(cuda.calls()["cudaGraphInstantiate"], 2);
+  EXPECT_EQ(lines.all.size(), 1u);
+  EXPECT_EQ(lines.count("tried again"), 0);
 }
 
 // Every allocation in every kind of step fails once: its requests end and say so, the next ones are whole. Without
@@ -109,8 +149,7 @@ TEST(CudaFaults, OutOfMemoryInAStepEndsItsRequestsOnly) {
 
 // --- kernels
 
-// Of a
-// kernel that failed the device's next calls tell. The engine ends, typed, in every call; the process lives.
+// Of a kernel that failed the device's next calls tell. The engine ends, typed, in every call; the process lives.
 TEST(CudaFaults, AFailedKernelEndsTheEngine) {
   for (const char* const call : {"cudaEventSynchronize", "cudaLaunchKernelExC", "cudaGraphLaunch", "cudaMemcpyAsync"}) {
     SCOPED_TRACE(call);

@@ -1,11 +1,19 @@
 #include "ops/cuda/step_graphs.h"
 
+#include <algorithm>
+#include <limits>
+#include <utility>
+
 #include "ops/backend.h"
 
 namespace tokenmill {
 namespace {
 
+// Failures in a row before a step is left alone for a while, or for good.
 constexpr int kFailuresMax = 2;
+// Recording costs the host about what a run without it does: one in so many runs at most.
+constexpr int64_t kRunsUntilTryMin = 64, kRunsUntilTryMax = 4096;
+constexpr int64_t kNeverAgain = std::numeric_limits<int64_t>::max();
 // Some MiB of device memory each at most; far more than the engine's buckets.
 constexpr size_t kGraphsMax = 1024;
 
@@ -25,11 +33,11 @@ std::string reason_of(cudaError_t status) {
 
 std::unique_ptr<CUgraphExec_st, StepGraphs::ExecDeleter> StepGraphs::record(cudaStream_t stream,
                                                                             const std::function<void()>& work,
-                                                                            std::string& reason) {
+                                                                            Failure& failure) {
   // Only this thread's own unsafe calls break the record: other engines may allocate meanwhile.
   const cudaError_t begun = cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal);
   if (begun != cudaSuccess) {
-    reason = reason_of(begun);
+    failure = {reason_of(begun), begun == cudaErrorMemoryAllocation};
     return nullptr;
   }
   cudaError_t ended = cudaSuccess;
@@ -43,11 +51,12 @@ std::unique_ptr<CUgraphExec_st, StepGraphs::ExecDeleter> StepGraphs::record(cuda
   try {
     work();
   } catch (const NotRecordable& error) {
-    reason = error.what();
+    failure = {error.what(), false};
   } catch (const DeviceMemoryError& error) {
-    reason = error.what();
+    failure = {error.what(), true};
   } catch (const DeviceError& error) {
-    reason = error.what();  // a call that a record cannot hold; what is really broken shows again in the plain run
+    failure = {error.what(),
+               false};  // a call that a record cannot hold; what is really broken shows again in the plain run
   } catch (...) {
     recording_ = false;
     end();
@@ -55,22 +64,34 @@ std::unique_ptr<CUgraphExec_st, StepGraphs::ExecDeleter> StepGraphs::record(cuda
   }
   recording_ = false;
   const auto graph = end();
-  if (!reason.empty()) return nullptr;
+  if (!failure.reason.empty()) return nullptr;
   cudaGraphExec_t exec = nullptr;
   const cudaError_t made = ended == cudaSuccess ? cudaGraphInstantiate(&exec, graph.get(), 0) : ended;
-  if (made != cudaSuccess) reason = reason_of(made);
+  if (made != cudaSuccess) failure = {reason_of(made), made == cudaErrorMemoryAllocation};
   return std::unique_ptr<CUgraphExec_st, ExecDeleter>(made == cudaSuccess ? exec : nullptr);
 }
 
-bool StepGraphs::launch(const Entry& entry, cudaStream_t stream, std::string& reason) {
+bool StepGraphs::launch(Entry& entry, cudaStream_t stream, Failure& failure) {
   const cudaError_t launched = cudaGraphLaunch(entry.exec.get(), stream);
   if (launched == cudaErrorMemoryAllocation) {  // a record's first launch takes memory for it
-    reason = reason_of(launched);
+    failure = {reason_of(launched), true};
     return false;
   }
   check_cuda(launched, "cudaGraphLaunch");
+  entry.failures = 0;
   ++num_launches_;
   return true;
+}
+
+void StepGraphs::note_failure(Key key, Entry& entry, const Failure& failure) {
+  entry.exec.reset();
+  if (++entry.failures < kFailuresMax) return;
+  const int doublings = std::min(entry.failures - kFailuresMax, 16);
+  entry.runs_until_try = failure.lacks_memory ? std::min(kRunsUntilTryMin << doublings, kRunsUntilTryMax) : kNeverAgain;
+  if (std::exchange(entry.warned, true) || !warn_) return;
+  warn_("A step of " + std::to_string(key.first) +
+        " rows could not be captured as a CUDA graph and runs without one, which is slower: " + failure.reason +
+        (failure.lacks_memory ? " It is tried again from time to time." : ""));
 }
 
 void StepGraphs::run(Key key, cudaStream_t stream, const std::function<void()>& work) {
@@ -78,24 +99,20 @@ void StepGraphs::run(Key key, cudaStream_t stream, const std::function<void()>& 
   Entry& entry = entries_[key];
   const bool moved = entry.moves != moves_.count();
   if (moved) entry.exec.reset();
-  std::string reason;
-  if (entry.exec != nullptr && launch(entry, stream, reason)) return;
-  if (!entry.warm || moved || entry.failures >= kFailuresMax) {
-    work();
-    entry.warm = true;
-    entry.moves = moves_.count();
-    return;
-  }
-  if (entry.exec == nullptr) {
-    entry.exec = record(stream, work, reason);
-    if (entry.exec != nullptr && launch(entry, stream, reason)) return;
-  }
-  entry.exec.reset();
-  if (++entry.failures == kFailuresMax && warn_) {
-    warn_("A step of " + std::to_string(key.first) +
-          " rows could not be captured as a CUDA graph and runs without one, which is slower: " + reason);
+  Failure failure;
+  if (entry.exec != nullptr) {
+    if (launch(entry, stream, failure)) return;
+    note_failure(key, entry, failure);
+  } else if (entry.warm && !moved && entry.runs_until_try == 0) {
+    entry.exec = record(stream, work, failure);
+    if (entry.exec != nullptr && launch(entry, stream, failure)) return;
+    note_failure(key, entry, failure);
+  } else if (entry.runs_until_try > 0 && entry.runs_until_try != kNeverAgain) {
+    --entry.runs_until_try;
   }
   work();
+  entry.warm = true;
+  entry.moves = moves_.count();
 }
 
 }  // namespace tokenmill

@@ -1,8 +1,9 @@
 // Recorded steps, by key: run as they are the first time, recorded the second, launched as one from then on.
 //
 // A record holds addresses, so it is made anew after a scratch buffer has moved. What could not be recorded, or whose
-// record could not be launched for lack of device memory, is run as it is and tried once more; then it is run as it is
-// for good, and said once.
+// record could not be launched for lack of device memory, is run as it is and tried once more; then it is said, once a
+// key. Where memory is what was missing, others may give some back: it is tried again after 64 more runs, then 128, and
+// so on up to 4,096, so that trying costs next to nothing. What cannot be recorded at all is run as it is for good.
 #pragma once
 
 #include <cstdint>
@@ -44,13 +45,20 @@ class StepGraphs {
     std::unique_ptr<CUgraphExec_st, ExecDeleter> exec;
     uint64_t moves = 0;  // as of the last run
     bool warm = false;   // ran once with scratch of this size
-    int failures = 0;
+    bool warned = false;
+    int failures = 0;            // since a record of it was launched
+    int64_t runs_until_try = 0;  // as it is, before it is recorded again
   };
-  // Null where it could not be recorded, and `reason` says why; nothing has been run then.
+  struct Failure {
+    std::string reason;  // empty: none
+    bool lacks_memory = false;
+  };
+  // Null where it could not be recorded; nothing has been run then.
   std::unique_ptr<CUgraphExec_st, ExecDeleter> record(cudaStream_t stream, const std::function<void()>& work,
-                                                      std::string& reason);
+                                                      Failure& failure);
   // False where the device has not enough memory for it; nothing has been run then.
-  bool launch(const Entry& entry, cudaStream_t stream, std::string& reason);
+  bool launch(Entry& entry, cudaStream_t stream, Failure& failure);
+  void note_failure(Key key, Entry& entry, const Failure& failure);
 
   const ScratchMoves& moves_;
   std::map<Key, Entry> entries_;

@@ -19,16 +19,18 @@ float positive_float(double value) { return std::max(static_cast<float>(value), 
 [[noreturn]] void throw_value(const std::string& message) { throw Error(ErrorKind::kValue, message); }
 [[noreturn]] void throw_unsupported(const std::string& message) { throw Error(ErrorKind::kUnsupported, message); }
 
-void reject_unbuilt(const Request& request) {
-  const SamplingParams& params = request.sampling_params;
+// As one that does not compile ends its own item of a list, so does one of a kind that is not built.
+void reject_grammars(const SamplingParams& params, const std::string& rid) {
   const std::pair<const char*, bool> grammars[] = {{"json_schema", params.json_schema.has_value()},
                                                    {"regex", params.regex.has_value()},
                                                    {"ebnf", params.ebnf.has_value()},
                                                    {"structural_tag", params.structural_tag.has_value()}};
   for (const auto& [name, given] : grammars) {
-    if (given) throw_unsupported(std::string(name) + " is not built yet: this version has no structured output.");
+    if (!given) continue;
+    throw_unsupported(std::string(name) +
+                      " is not built yet: this version has no grammars (structured output), which " + "request '" +
+                      rid + "' asks for. Leave it out, or check the output yourself.");
   }
-  if (request.lora_path) throw_unsupported("lora_path is not built yet: this version loads no LoRA adapters.");
 }
 
 // A reply is asked for unless the caller says otherwise.
@@ -63,7 +65,7 @@ void RequestPreparer::check(const Request& request) const {
   if (given > 1)
     throw_value("Only one of text, input_ids and messages can be provided, got " + std::to_string(given) + ".");
   request.sampling_params.validate();
-  reject_unbuilt(request);
+  if (request.lora_path) throw_unsupported("lora_path is not built yet: this version loads no LoRA adapters.");
   if (request.input_ids) {
     if (request.input_ids->empty()) throw_value("input_ids cannot be empty.");
     for (const int32_t id : *request.input_ids) {
@@ -165,6 +167,7 @@ std::vector<int32_t> RequestPreparer::tokenize(const Request& request) const {
 
 std::vector<SequenceSpec> RequestPreparer::prepare(const Request& request, RequestState& state) const {
   const SamplingParams& params = request.sampling_params;
+  reject_grammars(params, state.rid);
   std::vector<int32_t> ids = tokenize(request);
   const int64_t context = options_.context_length;
   if (static_cast<int64_t>(ids.size()) > context) {

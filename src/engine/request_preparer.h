@@ -34,7 +34,8 @@ class RequestPreparer {
   // What output and engine need to remember, from a checked request.
   std::shared_ptr<RequestState> make_state(const Request& request, uint64_t number) const;
   // Tokenises and sets state.prompt; one spec a sample, their ids 0, 1, … (the engine thread adds the first).
-  // Throws Error(kValue) for an over-long or empty prompt and for patterns that do not compile.
+  // Throws Error: kValue for an over-long or empty prompt and for patterns that do not compile, kUnsupported for
+  // grammars and prompt logprobs, which are not built yet.
   std::vector<SequenceSpec> prepare(const Request& request, RequestState& state) const;
 
   std::string apply_chat_template(const std::string& messages_json, const std::string& kwargs_json) const;

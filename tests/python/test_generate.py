@@ -288,6 +288,24 @@ def test_one_bad_item_of_a_list_fails_alone(tiny):
     assert len(good["output_ids"]) == 8
 
 
+def test_a_grammar_fails_alone(tiny):
+    params = [GREEDY, {**GREEDY, "json_schema": "{}"}, GREEDY]
+
+    def check(outputs):
+        assert [len(output["output_ids"]) for output in outputs] == [8, 0, 8]
+        reason = outputs[1]["meta_info"]["finish_reason"]
+        assert reason["type"] == "abort" and reason["message"].startswith("json_schema is not built yet")
+        assert f"request '{outputs[1]['meta_info']['id']}'" in reason["message"]
+
+    check(tiny.generate(input_ids=[[1], [2], [3]], sampling_params=params))
+    check(asyncio.run(tiny.async_generate(input_ids=[[1], [2], [3]], sampling_params=params)))
+    ends = {chunk["index"]: chunk["meta_info"]["finish_reason"]
+            for chunk in tiny.generate(input_ids=[[1], [2], [3]], sampling_params=params, stream=True)}
+    assert [ends[i]["type"] for i in range(3)] == ["length", "abort", "length"]
+    found = dict(tiny.generate_iter(input_ids=[[1], [2], [3]], sampling_params=iter(params)))
+    check([found[i] for i in range(3)])
+
+
 def test_duplicate_rid(tiny):
     stream = tiny.generate(input_ids=IDS, sampling_params={**GREEDY, "max_new_tokens": 500}, rid="twice", stream=True)
     with pytest.raises(ValueError, match="Duplicate request ID detected: twice"):

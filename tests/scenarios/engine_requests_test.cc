@@ -56,8 +56,6 @@ TEST(EngineRequests, MessagesOfBadRequests) {
           "token_ids_logprob contains out-of-vocabulary token id 512; valid range is [0, 512).");
   rejects(changed([](Request& r) { r.sampling_params.stop = {"x"}; }), ErrorKind::kValue, "stop needs a tokenizer");
   rejects(changed([](Request& r) { r.sampling_params.logit_bias[600] = 1; }), ErrorKind::kValue, "logit_bias must be");
-  rejects(changed([](Request& r) { r.sampling_params.json_schema = "{}"; }), ErrorKind::kUnsupported,
-          "json_schema is not built yet");
   rejects(changed([](Request& r) { r.lora_path = "x"; }), ErrorKind::kUnsupported, "lora_path is not built yet");
   EXPECT_EQ(engine.stats().at("requests"), 0);
 }
@@ -77,6 +75,33 @@ TEST(EngineRequests, WhatOnlyTokenisingShowsEndsItsItem) {
   EXPECT_LOAD_ERROR((void)engine.generate(prompt_logprobs), ErrorKind::kUnsupported, "logprob_start_len below");
   prompt_logprobs.logprob_start_len = 3;
   EXPECT_EQ(engine.generate(prompt_logprobs)[0].meta_info.output_token_logprobs.size(), 1u);
+}
+
+TEST(EngineRequests, AGrammarEndsItsItem) {
+  Engine engine = make_shadow_engine({});
+  using Set = void (*)(SamplingParams&);
+  const std::pair<const char*, Set> grammars[] = {
+      {"json_schema", [](SamplingParams& p) { p.json_schema = "{}"; }},
+      {"regex", [](SamplingParams& p) { p.regex = "a"; }},
+      {"ebnf", [](SamplingParams& p) { p.ebnf = "root ::= \"a\""; }},
+      {"structural_tag", [](SamplingParams& p) { p.structural_tag = "{}"; }}};
+  for (const auto& [name, set] : grammars) {
+    Request with_grammar = ids_request({1, 2, 3}, 4);
+    set(with_grammar.sampling_params);
+    const std::string says = std::string(name) + " is not built yet: this version has no grammars";
+    EXPECT_LOAD_ERROR((void)engine.generate(with_grammar), ErrorKind::kUnsupported, says);
+    const auto outputs = engine.generate({ids_request({1, 2}, 3), with_grammar, ids_request({3, 4}, 3)});
+    EXPECT_EQ(outputs[0].output_ids, shadow_greedy({1, 2}, 3));
+    EXPECT_EQ(outputs[2].output_ids, shadow_greedy({3, 4}, 3));
+    const MetaInfo& meta = outputs[1].meta_info;
+    ASSERT_EQ(meta.finish_reason->type, FinishReason::Type::kAbort);
+    EXPECT_TRUE(meta.finish_reason->message.starts_with(says)) << meta.finish_reason->message;
+    EXPECT_NE(meta.finish_reason->message.find("request '" + meta.id + "' asks for"), std::string::npos);
+    // Two at once are no value that any version takes.
+    with_grammar.sampling_params.regex = "a";
+    with_grammar.sampling_params.ebnf = "b";
+    EXPECT_LOAD_ERROR((void)engine.generate({ids_request({1}, 1), with_grammar}), ErrorKind::kValue, "of them");
+  }
 }
 
 TEST(EngineRequests, ContextLength) {

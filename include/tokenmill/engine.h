@@ -60,7 +60,8 @@ struct Request {
 using OutputCallback = std::function<bool(Output&&)>;
 
 // Called at most once a call, on the output thread, when the engine died or was shut down before all of the call's
-// requests had finished: those then get no Output. The same rules as for OutputCallback.
+// requests had finished: those then get no Output. So does a call of one request whose logit processor throws or which
+// leaves no token to sample (Error(kValue)). The same rules as for OutputCallback.
 using FailureCallback = std::function<void(const Error&)>;
 
 // Asked several times a second by a call that may take long, on the thread that made the call. False ends the call,
@@ -114,6 +115,8 @@ class TOKENMILL_API Engine {
   std::vector<std::string> submit(std::vector<Request> requests, OutputCallback on_output,
                                   FailureCallback on_failure = nullptr, const KeepGoing& keep_going = nullptr);
 
+  // What fails with one request of a list (it is over-long, its logit processor throws, no token is left to sample) is
+  // told in that one's finish_reason; a single request's throws Error(kValue), from Stream::next() too.
   std::vector<Output> generate(Request request);                // n outputs
   std::vector<Output> generate(std::vector<Request> requests);  // in input order, prompt-major over samples
   std::future<std::vector<Output>> generate_async(std::vector<Request> requests);

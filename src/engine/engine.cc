@@ -54,6 +54,7 @@ std::future<std::vector<Output>> collect(EngineCore& core, std::vector<Request> 
   call->on_failure = [collector](const Error& error) {
     collector->promise.set_exception(std::make_exception_ptr(error));
   };
+  call->fails_with_its_request = single;
   core.submit(std::move(requests), std::move(call), single);
   return future;
 }
@@ -72,6 +73,7 @@ Stream open_stream(const std::shared_ptr<EngineCore>& core, std::vector<Request>
   auto call = std::make_shared<Call>();
   call->on_output = [queue](Output&& output) { return queue->push(std::move(output)); };
   call->on_failure = [queue](const Error& error) { queue->fail(error); };
+  call->fails_with_its_request = single;
   core->submit(std::move(requests), call, single);
   return Stream(std::make_unique<Stream::Impl>(core, std::move(queue), std::move(call)));
 }
@@ -151,6 +153,7 @@ std::string Engine::submit(Request request, OutputCallback on_output, FailureCal
   auto call = std::make_shared<Call>();
   call->on_output = std::move(on_output);
   call->on_failure = std::move(on_failure);
+  call->fails_with_its_request = true;
   return impl_->core->submit(one(std::move(request)), std::move(call), true).front();
 }
 

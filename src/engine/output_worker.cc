@@ -158,7 +158,11 @@ void OutputWorker::tell(const std::shared_ptr<RequestState>& request, int64_t sa
   try {
     Output output = make_output(*request, sample, event);
     if (options_.log_requests && output.finished()) log_finish(*request, output);
-    wanted = request->call->on_output(std::move(output));
+    if (event.unsampleable && request->call->fails_with_its_request && request->call->on_failure) {
+      tell_failure(*request, Error(ErrorKind::kValue, event.finish->message));
+    } else {
+      wanted = request->call->on_output(std::move(output));
+    }
   } catch (const std::exception& error) {
     options_.logger->error(fmt::format("on_output threw, so request {} is cancelled: {}", request->rid, error.what()));
   } catch (...) {
@@ -227,13 +231,7 @@ void OutputWorker::handle_failure(RequestState& request, const Error& error) {
   request.unfinished = 0;
   options_.on_finished(request, reason);
   const bool told_as_error = request.call->on_failure != nullptr;
-  if (told_as_error && !std::exchange(request.call->failure_told, true)) {
-    try {
-      request.call->on_failure(error);
-    } catch (...) {
-      options_.logger->error(fmt::format("on_failure threw for request {}.", request.rid));
-    }
-  }
+  if (told_as_error) tell_failure(request, error);
   for (size_t i = 0; i < request.samples.size(); ++i) {
     SampleOutput& out = request.samples[i];
     if (std::exchange(out.finished, true) || told_as_error || request.cancelled) continue;
@@ -249,6 +247,15 @@ void OutputWorker::handle_failure(RequestState& request, const Error& error) {
     } catch (...) {
       request.cancelled = true;  // the engine has ended already; there is nothing left to cancel
     }
+  }
+}
+
+void OutputWorker::tell_failure(const RequestState& request, const Error& error) const {
+  if (std::exchange(request.call->failure_told, true)) return;
+  try {
+    request.call->on_failure(error);
+  } catch (...) {
+    options_.logger->error(fmt::format("on_failure threw for request {}.", request.rid));
   }
 }
 

@@ -68,6 +68,7 @@ class OutputWorker {
   void handle_delta(Delta& delta);
   void handle_failure(RequestState& request, const Error& error);
   void tell(const std::shared_ptr<RequestState>& request, int64_t sample, const SequenceEvent& event);
+  void tell_failure(const RequestState& request, const Error& error) const;  // once a call
   Output make_output(RequestState& request, int64_t sample, const SequenceEvent& event);
   std::string next_text(RequestState& request, SampleOutput& out, const SequenceEvent& event);
   void append_logprobs(SampleOutput& out, const SampledToken& token) const;

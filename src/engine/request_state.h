@@ -23,6 +23,8 @@ struct Call {
   // The engine died or was shut down while requests of the call ran; at most once, on the output thread. Null: each
   // unfinished sample ends with an Output whose finish_reason is abort.
   std::function<void(const Error&)> on_failure;
+  // Of one prompt, whose sampling that fails is the call's failure: on_failure hears of it, and no Output tells it.
+  bool fails_with_its_request = false;
   bool failure_told = false;  // output thread
 };
 

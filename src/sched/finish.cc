@@ -148,8 +148,10 @@ void Scheduler::Impl::commit_rows() {
 void Scheduler::Impl::commit_token(Sequence& sequence, const SampledToken& sampled) {
   if (sequence.abort_message || sequence.state == SequenceState::kEnded) return;
   if (sampled.invalid) {
+    SequenceEvent event = event_of(sequence);
+    event.unsampleable = true;
     // What is computed may be as wrong as the logits: it does not stay.
-    end_sequence(sequence, event_of(sequence),
+    end_sequence(sequence, std::move(event),
                  aborted(!sampled.error.empty() ? sampled.error
                                                 : "The model's logits were not numbers, or every token was masked; "
                                                   "nothing can be sampled."),

@@ -57,6 +57,7 @@ struct SequenceEvent {
   int64_t held_bytes = 0;            // of the output's byte text: StopMatcher::held_bytes
   int64_t text_end = -1;             // with finish: the shown text ends here (byte of the byte text); -1: no limit
   std::optional<FinishReason> finish;
+  bool unsampleable = false;  // with finish: an edit of the logits threw, or no token was left
   int64_t prompt_tokens = 0, cached_tokens = 0, completion_tokens = 0, num_retractions = 0;  // so far
 };
 

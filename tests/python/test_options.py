@@ -1,5 +1,6 @@
 """ServerArgs and SamplingParams against the engine's tables; types; logging; what importing costs; run_batch."""
 import argparse
+import asyncio
 import dataclasses
 import json
 import logging
@@ -195,8 +196,61 @@ def test_a_logit_processor_that_fails(tiny):
     assert bad["meta_info"]["finish_reason"] == {
         "type": "abort", "message": "custom_logit_processor failed: LookupError: no such word"}
     assert len(bad["output_ids"]) == 2 and len(good["output_ids"]) == 4
-    wrong = tiny.generate(input_ids=[1], sampling_params={**plain, "custom_logit_processor": lambda ids, logits: b"x"})
-    assert "float32 logits of the vocabulary's length" in wrong["meta_info"]["finish_reason"]["message"]
+    with pytest.raises(ValueError, match="float32 logits of the vocabulary's length"):
+        tiny.generate(input_ids=[1], sampling_params={**plain, "custom_logit_processor": lambda ids, logits: b"x"})
+
+
+def _fails_at_third(output_ids, logits):
+    if len(output_ids) == 2:
+        raise LookupError("no such word")
+
+
+def _masks_at_third(output_ids, logits):
+    if len(output_ids) == 2:
+        np.asarray(logits)[:] = -np.inf
+
+
+@pytest.mark.parametrize("processor, says", [(_fails_at_third, "custom_logit_processor failed: LookupError: no such word"),
+                                             (_masks_at_third, "every token was masked")])
+@pytest.mark.parametrize("n", [1, 2])
+def test_what_cannot_be_sampled(tiny, processor, says, n):
+    plain = {"max_new_tokens": 6, "ignore_eos": True, "temperature": 0}
+    bad = {**plain, "custom_logit_processor": processor, "n": n}
+    alone = tiny.generate(input_ids=[1, 2], sampling_params=plain)["output_ids"]
+    # A single prompt raises, whole or streamed, here or on an event loop; chunks before it are told.
+    with pytest.raises(ValueError, match=says):
+        tiny.generate(input_ids=[1, 2], sampling_params=bad)
+    told = {i: [] for i in range(n)}
+    with pytest.raises(ValueError, match=says):
+        for chunk in tiny.generate(input_ids=[1, 2], sampling_params=bad, stream=True):
+            told[chunk.get("index", 0)] += chunk["output_ids"]
+    assert told[0] == alone[:2]
+
+    async def whole():
+        await tiny.async_generate(input_ids=[1, 2], sampling_params=bad)
+
+    async def streamed(told):
+        async for chunk in await tiny.async_generate(input_ids=[1, 2], sampling_params=bad, stream=True):
+            told[chunk.get("index", 0)] += chunk["output_ids"]
+
+    with pytest.raises(ValueError, match=says):
+        asyncio.run(whole())
+    told = {i: [] for i in range(n)}
+    with pytest.raises(ValueError, match=says):
+        asyncio.run(streamed(told))
+    assert told[0] == alone[:2]
+
+    # One of a list, and of an iterable, ends by itself.
+    def check(outputs):
+        for output in outputs[:n]:
+            assert says in output["meta_info"]["finish_reason"]["message"] and output["output_ids"] == alone[:2]
+        assert outputs[n]["output_ids"] == alone and len(outputs) == n + 1
+
+    check(tiny.generate(input_ids=[[1, 2]] * 2, sampling_params=[bad, plain]))
+    check(asyncio.run(tiny.async_generate(input_ids=[[1, 2]] * 2, sampling_params=[bad, plain])))
+    found = dict(tiny.generate_iter(input_ids=[[1, 2]] * 2, sampling_params=iter([bad, plain])))
+    check([found[i] for i in range(n + 1)])
+    assert len(tiny.generate(input_ids=[[1, 2]], sampling_params=bad)) == n
 
 
 def test_leaving_amid_a_logit_processor(python):

@@ -1,8 +1,11 @@
 // What a request may ask for: messages of contract section 7, samples, seeds, logprobs, stops and text.
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <atomic>
 #include <chrono>
+#include <future>
+#include <limits>
 #include <nlohmann/json.hpp>
 #include <set>
 #include <thread>
@@ -320,6 +323,62 @@ TEST(EngineRequests, LogitProcessor) {
   EXPECT_EQ(seen, (std::vector<std::vector<int32_t>>{{}, {77}, {77, 77}, {77, 77, 77}}));
   EXPECT_EQ(outputs[2].output_ids, std::vector<int32_t>(2, 5));
   EXPECT_EQ(outputs[2].meta_info.finish_reason->message, "custom_logit_processor failed: no such word");
+}
+
+// In a list, where nothing can be sampled is an item's own end; alone it is the call's error, however it is called.
+TEST(EngineRequests, AloneWhatCannotBeSampledThrows) {
+  Engine engine = make_shadow_engine({});
+  Request throws = ids_request({1, 2, 3}, 6), masked = ids_request({1, 2, 3}, 6);
+  throws.sampling_params.custom_logit_processor =
+      std::make_shared<const LogitProcessor>([](std::span<const int32_t> output_ids, std::span<float>) {
+        if (output_ids.size() == 2) throw std::runtime_error("no such word");
+      });
+  masked.sampling_params.custom_logit_processor =
+      std::make_shared<const LogitProcessor>([](std::span<const int32_t> output_ids, std::span<float> logits) {
+        if (output_ids.size() == 2) std::ranges::fill(logits, -std::numeric_limits<float>::infinity());
+      });
+  const std::vector<int32_t> two = shadow_greedy({1, 2, 3}, 2);
+  for (const auto& [request, says] : {std::pair(throws, "custom_logit_processor failed: no such word"),
+                                      std::pair(masked, "every token was masked")}) {
+    for (const int64_t samples : {1, 3}) {
+      Request single = request;
+      single.sampling_params.n = samples;
+      EXPECT_LOAD_ERROR((void)engine.generate(single), ErrorKind::kValue, says);
+      Stream stream = engine.generate_stream(single);
+      std::vector<int32_t> told;
+      EXPECT_LOAD_ERROR(
+          {
+            while (const auto chunk = stream.next()) {
+              if (chunk->sample == 0) told.insert(told.end(), chunk->output_ids.begin(), chunk->output_ids.end());
+            }
+          },
+          ErrorKind::kValue, says);
+      EXPECT_EQ(told, two);
+      int failures = 0, outputs = 0;
+      std::promise<void> done;
+      engine.submit(
+          single, [&](Output&&) { return ++outputs, true; },
+          [&](const Error& error) {
+            EXPECT_EQ(error.kind(), ErrorKind::kValue);
+            ++failures;
+            done.set_value();
+          });
+      done.get_future().wait();
+      EXPECT_EQ(failures, 1);
+      EXPECT_EQ(outputs, 0);
+    }
+    const auto outputs = engine.generate({request, ids_request({1, 2, 3}, 6)});
+    EXPECT_EQ(outputs[0].output_ids, two);
+    EXPECT_NE(outputs[0].meta_info.finish_reason->message.find(says), std::string::npos);
+    EXPECT_EQ(outputs[1].output_ids, shadow_greedy({1, 2, 3}, 6));
+    // Without on_failure there is an Output, as ever.
+    std::promise<std::string> message;
+    engine.submit(request, [&](Output&& output) {
+      message.set_value(output.meta_info.finish_reason->message);
+      return true;
+    });
+    EXPECT_NE(message.get_future().get().find(says), std::string::npos);
+  }
 }
 
 TEST(EngineRequests, ChatAndTokenizerCalls) {

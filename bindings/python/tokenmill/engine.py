@@ -198,8 +198,11 @@ class Engine:
         return_prompt_token_ids, each one for all or, for a list of prompts, a list with one a prompt.
         Returns one Output for one prompt, a list in input order for a list (prompt-major over samples with n > 1), or
         with stream=True a Stream of chunks whose text and output_ids are deltas. What is wrong with the arguments
-        raises TypeError or ValueError before anything runs; what goes wrong with one item of a list is that item's
-        finish_reason. Ctrl-C ends the requests and leaves the engine usable.
+        raises TypeError or ValueError before anything runs, and a grammar (json_schema, regex, ebnf, structural_tag)
+        NotImplementedError. What goes wrong with one item of a list later (it is too long, its custom_logit_processor
+        raises, every token is masked), or for its grammar, is that item's finish_reason, of type abort; a single prompt
+        raises ValueError there, a Stream once the chunks before it are told. Ctrl-C ends the requests and leaves the
+        engine usable.
         """
         prepared = prepare(prompt, sampling_params, input_ids, None, request_fields(kwargs))
         return self._run(prepared, stream, use_tqdm)
@@ -227,7 +230,7 @@ class Engine:
     async def async_generate(self, prompt: Any = None, sampling_params: Any = None, input_ids: Any = None, *,
                              stream: bool = False,
                              use_tqdm: bool = False, **kwargs: Any) -> Any:
-        """generate() for asyncio: awaits the same results; with stream=True the await gives an asynchronous generator.
+        """generate() for asyncio: same results, same errors; with stream=True the await gives an asynchronous generator.
 
         Bound to no event loop: any loop in any thread may call it, one after the other or at once. Cancelling the task,
         or closing or dropping the generator, ends the requests within one step.

@@ -1,12 +1,10 @@
 // The one place that turns a request's ids into shown text: the prompt's tail as context, UTF-8 held back, special
 // tokens skipped, stop strings trimmed. The joined deltas are the final text, however the ids were cut into appends.
 //
-//   ids    … tail │ settled, no longer needed │ context_begin_ … settled_ … │ pending: ends inside a character
-//   text                shown, gone           │      settled, held bytes    │ not yet text
+//   ids    … tail │ settled, no longer needed │ context … settled_ … │ pending: ends inside a character
+//   text                shown, gone           │ settled, held bytes  │ not yet text
 //
-// The text of settled ids is decode(tail + output) less decode(tail). One exception, which valid output never meets:
-// a run of byte tokens (Llama 2, Gemma) that was valid so far and shown, and then turns out not to be UTF-8, keeps what
-// was shown, where decode would go back and replace it.
+// All text joined is decode(tail + output) less decode(tail), whatever the ids.
 #pragma once
 
 #include <cstdint>
@@ -45,14 +43,18 @@ class TextStream {
   };
 
   void append_id(int32_t id);
+  void push(int32_t id);
   void settle(bool at_end);
   std::string show(int64_t byte_limit);
 
   std::shared_ptr<const Tokenizer> tokenizer_;
   TextStreamOptions options_;
-  std::vector<int32_t> ids_;  // from context_begin_ on: context, then pending
+  std::vector<int32_t> ids_;  // context, then pending
   size_t settled_ = 0;        // of ids_
   std::string context_text_;  // decode of the settled ids in ids_
+  std::string unfinished_;    // bytes of the character that ids_ end inside of
+  // Where ids_ end with a run of byte tokens that is no valid UTF-8: those that show it, after which all is U+FFFD.
+  std::vector<int32_t> broken_run_;
   std::string pending_bytes_;
   int64_t bytes_total_ = 0;
   std::deque<Piece> pieces_;  // settled, not yet shown in full

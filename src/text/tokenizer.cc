@@ -10,7 +10,7 @@
 namespace tokenmill {
 
 Tokenizer::Impl::~Impl() {
-  for (const std::atomic<const std::string*>& bytes : token_bytes) delete bytes.load();
+  for (const std::atomic<const Token*>& token : tokens) delete token.load();
   tm_tokenizer_free(shim);
 }
 
@@ -19,8 +19,22 @@ void Tokenizer::Impl::ensure_sized() const {
     // No model has ids from here on; a damaged file may, and one slot an id would take all memory.
     static constexpr int64_t kVocabMax = int64_t{1} << 24;
     vocab_size = std::min(tm_tokenizer_vocab_size(shim), kVocabMax);
-    token_bytes = PageVector<std::atomic<const std::string*>>(static_cast<size_t>(vocab_size));
+    tokens = PageVector<std::atomic<const Token*>>(static_cast<size_t>(vocab_size));
   });
+}
+
+const Tokenizer::Impl::Token* Tokenizer::Impl::find_token(int32_t id) const {
+  ensure_sized();
+  if (id < 0 || id >= vocab_size) return nullptr;
+  auto& slot = tokens[static_cast<size_t>(id)];
+  const Token* token = slot.load(std::memory_order_acquire);
+  if (token != nullptr) return token;
+  const auto raw = static_cast<uint32_t>(id);
+  auto made = std::make_unique<Token>();
+  made->bytes = take(tm_tokenizer_token_bytes(shim, raw));
+  made->is_byte = made->bytes.size() == 1 && tm_tokenizer_is_byte_token(shim, raw);
+  // Whoever comes second keeps the first one's, so views stay valid.
+  return slot.compare_exchange_strong(token, made.get(), std::memory_order_acq_rel) ? made.release() : token;
 }
 
 void Tokenizer::release_freed_memory() { tm_release_memory(); }
@@ -59,17 +73,13 @@ std::string Tokenizer::decode(std::span<const int32_t> ids, bool skip_special) c
 }
 
 std::string_view Tokenizer::token_bytes(int32_t id) const {
-  impl_->ensure_sized();
-  if (id < 0 || id >= impl_->vocab_size) return {};
-  auto& slot = impl_->token_bytes[static_cast<size_t>(id)];
-  const std::string* bytes = slot.load(std::memory_order_acquire);
-  if (bytes == nullptr) {
-    auto made =
-        std::make_unique<const std::string>(take(tm_tokenizer_token_bytes(impl_->shim, static_cast<uint32_t>(id))));
-    // Whoever comes second keeps the first one's string, so views stay valid.
-    if (slot.compare_exchange_strong(bytes, made.get(), std::memory_order_acq_rel)) bytes = made.release();
-  }
-  return *bytes;
+  const Impl::Token* const token = impl_->find_token(id);
+  return token == nullptr ? std::string_view() : token->bytes;
+}
+
+bool Tokenizer::is_byte_token(int32_t id) const {
+  const Impl::Token* const token = impl_->find_token(id);
+  return token != nullptr && token->is_byte;
 }
 
 bool Tokenizer::is_special(int32_t id) const {

@@ -27,12 +27,16 @@ class Tokenizer {
   // As encode(text, true), with the BOS that add_bos_token asks for and never a second one where the text begins with
   // it: for templated chats and prompts.
   std::vector<int32_t> encode_prompt(std::string_view text) const;
-  // skip_special drops special tokens; invalid UTF-8 becomes U+FFFD as in Python.
+  // skip_special drops special tokens; invalid UTF-8 becomes U+FFFD as in Python. Of a run of byte tokens (Llama 2,
+  // Gemma) what is valid from its beginning stays, and from the first byte that is not, each byte becomes U+FFFD: what
+  // a stream of these ids shows. (`tokenizers` has U+FFFD for all of such a run.)
   std::string decode(std::span<const int32_t> ids, bool skip_special) const;
 
   // The bytes token `id` stands for when it follows other text (a leading space kept; byte tokens as their byte;
   // special tokens spelt out). Empty for ids out of range. Valid as long as the tokenizer.
   std::string_view token_bytes(int32_t id) const;
+  // Whether `id` is SentencePiece's spelling of a byte, such as <0x0A>.
+  bool is_byte_token(int32_t id) const;
   bool is_special(int32_t id) const;
   int64_t vocab_size() const;  // 1 + the largest id
   std::optional<int32_t> bos_token_id() const;

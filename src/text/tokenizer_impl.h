@@ -28,12 +28,16 @@ struct Tokenizer::Impl {
   // tokenizer_config.json says add_bos_token, which a post-processor may leave to it (encode_prompt).
   bool add_bos_token = false;
 
-  // Bytes of each token, made when first asked for: start-up needs none of them. Entries are set once and then
-  // constant.
+  struct Token {
+    std::string bytes;
+    bool is_byte = false;
+  };
+  // Made when first asked for: start-up needs none of them. Entries are set once and then constant.
   mutable std::once_flag sized;
   mutable int64_t vocab_size = 0;
-  mutable PageVector<std::atomic<const std::string*>> token_bytes;
+  mutable PageVector<std::atomic<const Token*>> tokens;
   void ensure_sized() const;
+  const Token* find_token(int32_t id) const;  // null for ids out of range
 };
 
 }  // namespace tokenmill

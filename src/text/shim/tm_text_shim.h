@@ -105,6 +105,8 @@ bool tm_tokenizer_decode(const TmTokenizer* tokenizer, const uint32_t* ids, size
                          TmBytes* text, TmBytes* error);
 // The bytes the id stands for in the middle of a text; empty outside the vocabulary.
 TmBytes tm_tokenizer_token_bytes(const TmTokenizer* tokenizer, uint32_t id);
+// Whether the id is SentencePiece's spelling of one byte, such as <0x0A>.
+bool tm_tokenizer_is_byte_token(const TmTokenizer* tokenizer, uint32_t id);
 bool tm_tokenizer_is_special(const TmTokenizer* tokenizer, uint32_t id);
 // -1 where there is no such token.
 int64_t tm_tokenizer_token_to_id(const TmTokenizer* tokenizer, const uint8_t* token, size_t size);

@@ -59,6 +59,54 @@ impl TmTokenizer {
             None => [b" ", token.as_bytes()].concat(), // Tokenizer::decode joins with spaces then
         }
     }
+
+    fn is_byte_token(&self, id: u32) -> bool {
+        let is_byte = |token: String| byte_token(&token).is_some();
+        self.inner.get_decoder().is_some_and(has_byte_fallback) && self.inner.id_to_token(id).is_some_and(is_byte)
+    }
+
+    fn decode(&self, ids: &[u32], skip_special: bool) -> tokenizers::Result<String> {
+        let decoder = match self.inner.get_decoder() {
+            Some(decoder) if has_byte_fallback(decoder) => decoder,
+            _ => return self.inner.decode(ids, skip_special),
+        };
+        let added = self.inner.get_added_vocabulary();
+        let tokens = ids.iter().filter_map(|&id| self.inner.id_to_token(id));
+        let shown = tokens.filter(|token| !skip_special || !added.is_special_token(token));
+        tokenizers::Decoder::decode(decoder, part_at_invalid_bytes(shown))
+    }
+}
+
+/// ByteFallback makes every byte of a run U+FFFD where the run is not valid UTF-8 as a whole. What was valid so far has
+/// been streamed by then, so it stays: an empty token between parts the run, and the rest becomes U+FFFD.
+fn part_at_invalid_bytes(tokens: impl Iterator<Item = String>) -> Vec<String> {
+    fn end_run(parted: &mut Vec<String>, run: &mut Vec<u8>) {
+        if let Err(error) = std::str::from_utf8(run) {
+            let at = parted.len() - run.len() + error.valid_up_to();
+            if error.valid_up_to() > 0 {
+                parted.insert(at, String::new());
+            }
+        }
+        run.clear();
+    }
+    let (mut parted, mut run) = (Vec::new(), Vec::new());
+    for token in tokens {
+        match byte_token(&token) {
+            Some(byte) => run.push(byte),
+            None => end_run(&mut parted, &mut run),
+        }
+        parted.push(token);
+    }
+    end_run(&mut parted, &mut run);
+    parted
+}
+
+fn has_byte_fallback(decoder: &DecoderWrapper) -> bool {
+    match decoder {
+        DecoderWrapper::ByteFallback(_) => true,
+        DecoderWrapper::Sequence(sequence) => sequence.get_decoders().iter().any(has_byte_fallback),
+        _ => false,
+    }
 }
 
 /// What one token adds in the middle of a text: the decoder less what it does to a text's ends and to neighbours.
@@ -154,13 +202,18 @@ pub unsafe extern "C" fn tm_tokenizer_decode(
     out: *mut TmBytes,
     error: *mut TmBytes,
 ) -> bool {
-    let result = guard(error, || (*tokenizer).inner.decode(slice(ids, count), skip_special).map_err(|e| e.to_string()));
+    let result = guard(error, || (*tokenizer).decode(slice(ids, count), skip_special).map_err(|e| e.to_string()));
     result.map(|text| out.write(TmBytes::from_vec(text.into_bytes()))).is_some()
 }
 
 #[no_mangle]
 pub unsafe extern "C" fn tm_tokenizer_token_bytes(tokenizer: *const TmTokenizer, id: u32) -> TmBytes {
     TmBytes::from_vec(quietly(|| (*tokenizer).token_bytes(id)).unwrap_or_default())
+}
+
+#[no_mangle]
+pub unsafe extern "C" fn tm_tokenizer_is_byte_token(tokenizer: *const TmTokenizer, id: u32) -> bool {
+    quietly(|| (*tokenizer).is_byte_token(id)).unwrap_or(false)
 }
 
 #[no_mangle]

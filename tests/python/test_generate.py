@@ -1,5 +1,6 @@
 """The four modes, over token ids: shapes of results, order, deltas, errors of arguments."""
 import asyncio
+import os
 import threading
 import time
 
@@ -7,6 +8,7 @@ import numpy as np
 import pytest
 
 import tokenmill
+from conftest import ROOT, make_tiny
 
 GREEDY = {"temperature": 0, "max_new_tokens": 8, "ignore_eos": True}
 IDS = [1, 5, 9, 13]
@@ -313,6 +315,71 @@ def test_duplicate_rid(tiny):
     stream.close()
 
 
+LONE = "ab\udc80"
+REPLACE = r"replace it: text\.encode\('utf-16', 'surrogatepass'\)\.decode\('utf-16', 'replace'\)\."
+NOT_TEXT = r"must be text without lone surrogates, got '\\udc80' as character "
+DECODE = r"Bytes are decoded first: \.decode\('utf-8'\)\."
+
+
+# Wherever text comes in: what it is, where it is, what to do.
+@pytest.mark.parametrize("kwargs, error, message", [
+    ({"prompt": LONE}, ValueError, f"^prompt {NOT_TEXT}2\\. .*{REPLACE}"),
+    ({"prompt": ["a", LONE]}, ValueError, f"^prompt {NOT_TEXT}2 of the prompt at position 1\\. .*{REPLACE}"),
+    ({"prompt": "a" * 5000 + LONE}, ValueError, f"^prompt {NOT_TEXT}5002\\. "),
+    ({"prompt": b"a"}, TypeError, f"^prompt must be str or a list of str, got bytes\\. {DECODE}"),
+    ({"prompt": bytearray(b"a")}, TypeError, f"got bytearray\\. {DECODE}"),
+    ({"prompt": memoryview(b"a")}, TypeError, f"got memoryview\\. {DECODE}"),
+    ({"prompt": ["a", b"a"]}, TypeError, f"got bytes at position 1\\. {DECODE}"),
+    ({"input_ids": [[1], b"ab"]}, TypeError, f"input_ids must be a list of int, got b'ab'\\. {DECODE}"),
+    ({"input_ids": IDS, "sampling_params": {"stop": LONE}}, ValueError, f"^stop {NOT_TEXT}2\\. .*{REPLACE}"),
+    ({"input_ids": IDS, "sampling_params": {"stop": ["x", LONE]}}, ValueError, f"^stop {NOT_TEXT}2 of item 1\\. "),
+    ({"input_ids": [IDS, IDS], "sampling_params": [{}, {"stop": LONE}]}, ValueError,
+     f"^stop {NOT_TEXT}2\\. .*\\(of the prompt at position 1\\)$"),
+    ({"input_ids": IDS, "sampling_params": {"stop": b"x"}}, TypeError, f"^stop must be .*, got b'x'\\. {DECODE}"),
+    ({"input_ids": IDS, "sampling_params": {"stop": ["x", b"x"]}}, TypeError, f"^stop must be .*, got b'x'\\. {DECODE}"),
+    ({"input_ids": IDS, "rid": LONE}, ValueError, f"^rid {NOT_TEXT}2\\. "),
+    ({"input_ids": IDS, "cache_salt": LONE}, ValueError, f"^cache_salt {NOT_TEXT}2\\. "),
+])
+def test_what_is_no_text(tiny, kwargs, error, message):
+    with pytest.raises(error, match=message):
+        tiny.generate(**kwargs)
+    with pytest.raises(error, match=message):
+        tiny.generate(stream=True, **kwargs)
+    with pytest.raises(error, match=message):
+        asyncio.run(tiny.async_generate(**kwargs))
+
+
+def test_what_is_no_text_elsewhere(tiny):
+    told = [{"role": "user", "content": LONE}]
+    with pytest.raises(ValueError, match=f"^messages {NOT_TEXT}[0-9]+ of the JSON\\. .*{REPLACE}"):
+        tiny.chat(told)
+    with pytest.raises(ValueError, match=f"^messages {NOT_TEXT}[0-9]+ of the JSON of the conversation at position 1\\. "):
+        tiny.chat([[{"role": "user", "content": "a"}], told])
+    with pytest.raises(TypeError, match=f"^messages must hold what JSON can say, in the conversation at position 1: .*{DECODE}"):
+        tiny.chat([[{"role": "user", "content": "a"}], [{"role": "user", "content": b"a"}]])
+    params = iter([GREEDY] * 200 + [{**GREEDY, "stop": LONE}])
+    with pytest.raises(ValueError, match=f"^stop {NOT_TEXT}2\\. .*\\(of the prompt at position 200\\)$"):
+        list(tiny.generate_iter(input_ids=[IDS] * 201, sampling_params=params))
+
+
+def test_what_is_no_text_of_a_text_engine(text_engine):
+    prompts = iter(["a"] * 200 + [LONE])
+    with pytest.raises(ValueError, match=f"^prompt {NOT_TEXT}2 of the prompt at position 200\\. "):
+        list(text_engine.generate_iter(prompts, {**GREEDY, "max_new_tokens": 1}))
+    prompts = iter(["a"] * 200 + [b"a"])
+    with pytest.raises(TypeError, match=f"got bytes at position 200\\. {DECODE}"):
+        list(text_engine.generate_iter(prompts, {**GREEDY, "max_new_tokens": 1}))
+    tokenizer = text_engine.get_tokenizer()
+    with pytest.raises(ValueError, match=f"^text {NOT_TEXT}2\\. "):
+        tokenizer.encode(LONE)
+    with pytest.raises(TypeError, match=f"^text must be str, got b'a'\\. {DECODE}"):
+        tokenizer.encode(b"a")
+    with pytest.raises(ValueError, match=f"^messages {NOT_TEXT}[0-9]+ of the JSON\\. "):
+        tokenizer.apply_chat_template([{"role": "user", "content": LONE}])
+    assert len(text_engine.generate("ab" + LONE.encode("utf-16", "surrogatepass").decode("utf-16", "replace"),
+                                    GREEDY)["output_ids"]) == 8
+
+
 def test_text_modes(demo):
     params = {"temperature": 0, "max_new_tokens": 24}
     prompts = ["Hello, my name is", "The capital of France is", "naïve 日本語 🙂"]
@@ -322,10 +389,30 @@ def test_text_modes(demo):
         joined[chunk["index"]] += chunk["text"]
     assert joined == [output["text"] for output in whole]
     assert "Paris" in whole[1]["text"]
-    with pytest.raises(ValueError, match="surrogates not allowed"):
+    with pytest.raises(ValueError, match="prompt must be text without lone surrogates"):
         demo.generate("\ud800", params)
     assert demo.generate("The capital of France is", {**params, "stop": "\n"})["meta_info"]["finish_reason"] == {
         "type": "stop", "matched": "\n"}
+
+
+@pytest.mark.parametrize("vocabulary", ["bpe", "spm"])
+def test_text_is_what_decode_gives(vocabulary):
+    """Whole, streamed and decoded, for random ids: most bytes among them are no UTF-8."""
+    path = os.path.join(ROOT, "tests", "data", "text", vocabulary)
+    with make_tiny(skip_tokenizer_init=False, tokenizer_path=path) as llm:
+        decode = llm.get_tokenizer().decode
+        params = [{"temperature": 50.0, "max_new_tokens": 60, "ignore_eos": True, "seed": seed,
+                   "skip_special_tokens": seed % 2 == 0} for seed in range(40)]
+        prompts = [[1]] * len(params)
+        whole = llm.generate(input_ids=prompts, sampling_params=params)
+        joined = [""] * len(params)
+        for chunk in llm.generate(input_ids=prompts, sampling_params=params, stream=True):
+            joined[chunk["index"]] += chunk["text"]
+        assert joined == [output["text"] for output in whole]
+        assert sum("\ufffd" in text for text in joined) > 20
+        for output, one in zip(whole, params):
+            if one["skip_special_tokens"]:  # else the prompt's own token is before the text
+                assert output["text"] == decode(output["output_ids"], skip_special_tokens=True)
 
 
 def test_chat(demo):

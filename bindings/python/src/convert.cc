@@ -1,5 +1,6 @@
 #include "convert.h"
 
+#include <cstdio>
 #include <limits>
 #include <utility>
 
@@ -20,8 +21,11 @@ bool is_numpy_bool(nb::handle value) {
   return name == "bool_" || name == "bool";
 }
 
+bool is_bytes(nb::handle value) { return PyBytes_Check(value.ptr()) || PyByteArray_Check(value.ptr()); }
+
 [[noreturn]] void throw_type(const std::string& name, const std::string& rule, nb::handle got) {
-  throw Error(ErrorKind::kType, name + " must be " + rule + ", got " + repr_of(got) + ".");
+  throw Error(ErrorKind::kType, name + " must be " + rule + ", got " + repr_of(got) + "." +
+                                    (is_bytes(got) ? " Bytes are decoded first: .decode('utf-8')." : ""));
 }
 
 OptionValue whole_number(const std::string& name, nb::handle value) {
@@ -51,7 +55,7 @@ OptionValue sequence_value(const std::string& name, nb::handle value) {
   std::vector<int64_t> ids;
   for (const nb::handle item : nb::iter(value)) {
     if (PyUnicode_Check(item.ptr())) {
-      texts.push_back(to_utf8(item));
+      texts.push_back(to_utf8(name, item, " of item " + std::to_string(texts.size())));
     } else if (PyIndex_Check(item.ptr()) && !PyBool_Check(item.ptr())) {
       ids.push_back(token_id(name, item));
     } else {
@@ -69,7 +73,7 @@ OptionValue map_value(const std::string& name, nb::handle value) {
   for (const nb::handle item : nb::iter(items)) {
     nb::object key = item[0];
     if (PyUnicode_Check(key.ptr())) {  // as JSON writes it
-      key = nb::steal(PyLong_FromString(to_utf8(key).c_str(), nullptr, 10));
+      key = nb::steal(PyLong_FromString(to_utf8(name, key).c_str(), nullptr, 10));
       if (!key) {
         PyErr_Clear();
         throw_type(name, "keyed by token ids", item[0]);
@@ -119,11 +123,23 @@ void raise_error(const Error& error) {
   throw nb::python_error();
 }
 
-std::string to_utf8(nb::handle text) {
+std::string to_utf8(const std::string& name, nb::handle text, const std::string& place) {
+  if (!PyUnicode_Check(text.ptr())) throw_type(name, "str", text);
   Py_ssize_t size = 0;
   const char* data = PyUnicode_AsUTF8AndSize(text.ptr(), &size);
-  if (data == nullptr) throw nb::python_error();
-  return {data, static_cast<size_t>(size)};
+  if (data != nullptr) return {data, static_cast<size_t>(size)};
+  PyErr_Clear();
+  for (Py_ssize_t at = 0; at < PyUnicode_GetLength(text.ptr()); ++at) {
+    const Py_UCS4 character = PyUnicode_ReadChar(text.ptr(), at);
+    if (character < 0xd800 || character > 0xdfff) continue;
+    char surrogate[16];
+    std::snprintf(surrogate, sizeof(surrogate), "'\\u%04x'", static_cast<unsigned>(character));
+    throw Error(ErrorKind::kValue, name + " must be text without lone surrogates, got " + surrogate + " as character " +
+                                       std::to_string(at) + place +
+                                       ". No text in UTF-8 holds one; replace it: text.encode('utf-16', "
+                                       "'surrogatepass').decode('utf-16', 'replace').");
+  }
+  throw Error(ErrorKind::kRuntime, "Not enough memory for " + name + " in UTF-8.");
 }
 
 OptionValue to_option_value(const std::string& name, nb::handle value) {
@@ -132,8 +148,9 @@ OptionValue to_option_value(const std::string& name, nb::handle value) {
   if (PyBool_Check(object)) return object == Py_True;
   if (PyLong_Check(object)) return whole_number(name, value);
   if (PyFloat_Check(object)) return PyFloat_AsDouble(object);
-  if (PyUnicode_Check(object)) return to_utf8(value);
-  if (nb::hasattr(value, "__fspath__")) return to_utf8(value.attr("__fspath__")());
+  if (PyUnicode_Check(object)) return to_utf8(name, value);
+  if (is_bytes(value)) throw_type(name, "text, a number or a list or dict of these", value);
+  if (nb::hasattr(value, "__fspath__")) return to_utf8(name, value.attr("__fspath__")());
   if (nb::hasattr(value, "items")) return map_value(name, value);
   if (is_numpy_bool(value)) return PyObject_IsTrue(object) == 1;
   // An array of no dimensions is a scalar; any other has a length.
@@ -181,7 +198,7 @@ std::vector<int32_t> to_token_ids(const char* name, nb::handle ids) {
   if (!PyList_Check(ids.ptr()) && !PyTuple_Check(ids.ptr()) && !nb::hasattr(ids, "__iter__")) {
     throw_type(name, "a list of int", ids);
   }
-  if (PyUnicode_Check(ids.ptr())) throw_type(name, "a list of int", ids);
+  if (PyUnicode_Check(ids.ptr()) || is_bytes(ids)) throw_type(name, "a list of int", ids);
   const Py_ssize_t size = PyObject_Size(ids.ptr());
   if (size < 0) {
     PyErr_Clear();

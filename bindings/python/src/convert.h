@@ -21,8 +21,9 @@ nb::object exception_of(const Error& error);
 // The class that kRuntime becomes; set when the module is made.
 void set_engine_error(nb::object type);
 
-// The text; a lone surrogate raises ValueError (UnicodeEncodeError).
-std::string to_utf8(nb::handle text);
+// The text. Throws Error: kType where it is none, kValue where it has a lone surrogate, which it tells, and the remedy.
+// place: " of the prompt at position 3", for messages.
+std::string to_utf8(const std::string& name, nb::handle text, const std::string& place = "");
 // None, bool, int, float, str, a sequence of int or of str, or a mapping of int to float; numpy's scalars and arrays
 // too. Throws Error(kType) naming the option.
 OptionValue to_option_value(const std::string& name, nb::handle value);

@@ -55,7 +55,7 @@ const char* status_name(FieldStatus status) {
 ServerArgs server_args_from(nb::dict values) {
   ServerArgs args;
   for (const auto& [key, value] : values) {
-    const std::string name = to_utf8(key);
+    const std::string name = to_utf8("a field's name", key);
     const ServerArgsField* field = find_server_args_field(name);
     if (field == nullptr) throw Error(ErrorKind::kType, unknown_server_args_field_message(name));
     field->set_value(args, to_option_value(name, value));
@@ -70,11 +70,12 @@ SamplingParams sampling_params_from(nb::dict values) {
       throw Error(ErrorKind::kType,
                   std::string("sampling_params must have str keys, got ") + nb::repr(key).c_str() + ".");
     }
-    if (to_utf8(key) == "custom_logit_processor") {
+    const std::string name = to_utf8("sampling_params", key);
+    if (name == "custom_logit_processor") {
       params.custom_logit_processor = to_logit_processor(value);
       continue;
     }
-    const SamplingParamsField& field = find_sampling_params_field(to_utf8(key));
+    const SamplingParamsField& field = find_sampling_params_field(name);
     field.set(params, to_option_value(std::string(field.name), value));
   }
   params.validate();
@@ -204,11 +205,12 @@ void bind_engine(nb::module_& module) {
       .def(
           "submit",
           [](NativeEngine& self, const SharedMailbox& mailbox, int64_t call, int kind, nb::list prompts,
-             nb::list options, nb::object rids, bool stream, bool single, bool later) {
-            return self.submit(mailbox.get(), {call, static_cast<PromptKind>(kind), stream, single, later}, prompts,
-                               options, rids);
+             nb::list options, nb::object rids, bool stream, bool single, bool later, int64_t first_position) {
+            const Submission submission{call, static_cast<PromptKind>(kind), stream, single, later, first_position};
+            return self.submit(mailbox.get(), submission, prompts, options, rids);
           },
-          "mailbox"_a, "call"_a, "kind"_a, "prompts"_a, "options"_a, "rids"_a.none(), "stream"_a, "single"_a, "later"_a)
+          "mailbox"_a, "call"_a, "kind"_a, "prompts"_a, "options"_a, "rids"_a.none(), "stream"_a, "single"_a, "later"_a,
+          "first_position"_a)
       .def("pin",
            [](NativeEngine& self, int kind, nb::object prompt, const RequestOptions& options) {
              return self.pin(static_cast<PromptKind>(kind), prompt, options);
@@ -246,7 +248,8 @@ void bind_engine(nb::module_& module) {
              return released(self, [&](Engine& e) { return e.decode_ids(list, skip_special_tokens); });
            })
       .def("apply_chat_template",
-           [](NativeEngine& self, const std::string& messages, bool add_generation_prompt, const std::string& kwargs) {
+           [](NativeEngine& self, nb::object conversation, bool add_generation_prompt, const std::string& kwargs) {
+             const std::string messages = to_utf8("messages", conversation, " of the JSON");
              return released(self,
                              [&](Engine& e) { return e.apply_chat_template(messages, add_generation_prompt, kwargs); });
            })
@@ -326,6 +329,7 @@ NB_MODULE(_native, module) {
   module.def("check_server_args", [](nb::dict values) { server_args_from(values).validate(); });
   module.def("check_sampling_params", [](nb::dict values) { (void)sampling_params_from(values); });
   module.def("server_args_text", [](nb::dict values) { return to_string(server_args_from(values)); });
+  module.def("check_text", [](const std::string& name, nb::object text) { (void)to_utf8(name, text); });
   module.def("find_sampling_param", [](const std::string& name) { return find_sampling_params_field(name).name; });
   // A child never ends its parent's threads' frames, so what these hold is no leak of ours.
   module.def("after_fork", [] {

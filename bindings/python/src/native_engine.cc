@@ -8,20 +8,20 @@
 namespace tokenmill::python {
 namespace {
 
-void set_prompt(Request& request, PromptKind kind, nb::handle prompt) {
+// position: in its list; -1: alone.
+void set_prompt(Request& request, PromptKind kind, nb::handle prompt, int64_t position) {
+  const auto place = [position](const char* what) {
+    return position < 0 ? "" : " of the " + std::string(what) + " at position " + std::to_string(position);
+  };
   switch (kind) {
     case PromptKind::kText:
-      if (!PyUnicode_Check(prompt.ptr())) {
-        throw Error(ErrorKind::kType,
-                    std::string("prompt must be str, got ") + nb::type_name(prompt.type()).c_str() + ".");
-      }
-      request.prompt = to_utf8(prompt);
+      request.prompt = to_utf8("prompt", prompt, place("prompt"));
       return;
     case PromptKind::kIds:
       request.input_ids = to_token_ids("input_ids", prompt);
       return;
     case PromptKind::kMessages:
-      request.messages_json = to_utf8(prompt);
+      request.messages_json = to_utf8("messages", prompt, " of the JSON" + place("conversation"));
       return;
   }
 }
@@ -176,10 +176,11 @@ NativeCall NativeEngine::submit(std::shared_ptr<Mailbox> mailbox, const Submissi
     if (i % kPromptsPerLook == 0 && PyErr_CheckSignals() != 0) throw nb::python_error();
     const auto& shared = nb::cast<const RequestOptions&>(options[options.size() == 1 ? 0 : i]);
     Request& request = requests.emplace_back(shared.request);
-    set_prompt(request, submission.kind, prompts[i]);
+    set_prompt(request, submission.kind, prompts[i],
+               submission.single ? -1 : submission.first_position + static_cast<int64_t>(i));
     request.stream = submission.stream;
     with_logprobs |= request.return_logprob;
-    if (!rids.is_none() && !nb::object(rids[i]).is_none()) request.rid = to_utf8(rids[i]);
+    if (!rids.is_none() && !nb::object(rids[i]).is_none()) request.rid = to_utf8("rid", rids[i]);
   }
   auto state = std::make_shared<NativeCall::State>();
   for (const Request& request : requests) state->unfinished += request.sampling_params.n;
@@ -217,7 +218,7 @@ template <class Work>
 auto NativeEngine::run_held(PromptKind kind, nb::object prompt, const RequestOptions& options, Work work) {
   (void)use();
   Request request = options.request;
-  set_prompt(request, kind, prompt);
+  set_prompt(request, kind, prompt, -1);
   const std::string rid = pin_rid();
   request.rid = rid;
   return aside_->run(
@@ -225,8 +226,9 @@ auto NativeEngine::run_held(PromptKind kind, nb::object prompt, const RequestOpt
       [this, &rid] { engine_->abort(rid); });
 }
 
-std::vector<int32_t> NativeEngine::encode_text(std::string text, bool add_special_tokens) {
+std::vector<int32_t> NativeEngine::encode_text(nb::object object, bool add_special_tokens) {
   (void)use();
+  std::string text = to_utf8("text", object);
   if (text.size() <= kShortTextBytes) {
     const nb::gil_scoped_release release;
     return engine_->encode_text(text, add_special_tokens);

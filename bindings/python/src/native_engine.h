@@ -75,6 +75,7 @@ struct Submission {
   bool stream = false, single = false;
   // On another thread: what is wrong with the call comes as mail, and so does word that it was taken where it streams.
   bool later = false;
+  int64_t first_position = 0;  // of its prompts, where the caller's list comes in several calls
 };
 
 // A prompt held in the cache. Goes with its Python object.
@@ -110,7 +111,7 @@ class NativeEngine {
   // Waits until the prompt is computed; Ctrl-C ends that.
   NativePin pin(PromptKind kind, nb::object prompt, const RequestOptions& options);
   int64_t save_prefix(PromptKind kind, nb::object prompt, const RequestOptions& options, const std::string& path);
-  std::vector<int32_t> encode_text(std::string text, bool add_special_tokens);  // Ctrl-C ends the wait
+  std::vector<int32_t> encode_text(nb::object object, bool add_special_tokens);  // Ctrl-C ends the wait
 
  private:
   template <class Work>

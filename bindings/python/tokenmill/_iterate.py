@@ -32,6 +32,7 @@ class _Iteration:
         self._calls: Dict[int, List[Any]] = {}  # number -> [call, first index, samples left]
         self._next_call = 0
         self._next_index = 0
+        self._next_prompt = 0
         self._in_flight = 0
         self._exhausted = False
         self._slow = False  # the last batch took its time
@@ -65,7 +66,8 @@ class _Iteration:
             return
         given = {"prompt": None, "input_ids": None, self._kind: prompts}
         prepared = prepare(given["prompt"], params if self._per_prompt else self._params, given["input_ids"], None,
-                           self._fields)
+                           self._fields, self._next_prompt)
+        self._next_prompt += len(prompts)
         number = self._next_call
         self._next_call += 1
         call = self._engine._submit(prepared, self._mailbox, number, False, not prepared.is_short())

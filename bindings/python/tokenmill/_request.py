@@ -44,15 +44,16 @@ def request_fields(kwargs: Dict[str, Any]) -> Dict[str, Any]:
 class Prepared:
     """One call, ready for submit: prompts, their options and ids."""
 
-    __slots__ = ("kind", "prompts", "options", "rids", "single", "samples")
+    __slots__ = ("kind", "prompts", "options", "rids", "single", "samples", "first")
 
     def __init__(self, kind: int, prompts: List[Any], options: List[Any], rids: Optional[List[Any]],
-                 single: bool) -> None:
+                 single: bool, first: int) -> None:
         self.kind = kind
         self.prompts = prompts
         self.options = options
         self.rids = rids
         self.single = single
+        self.first = first  # position of the first prompt in the caller's list
         count = len(prompts)
         self.samples: int = options[0].n * count if len(options) == 1 else sum(option.n for option in options)
 
@@ -86,17 +87,34 @@ def _ids_prompts(input_ids: Any) -> "tuple[List[Any], bool]":
     return [_as_list(ids) for ids in input_ids], False
 
 
-def _text_prompts(prompt: Any) -> "tuple[List[Any], bool]":
+_BYTES_HINT = " Bytes are decoded first: .decode('utf-8')."
+
+
+def _text_hint(value: Any) -> str:
+    """What to do with what is given in the place of text."""
+    if isinstance(value, (bytes, bytearray, memoryview)):
+        return _BYTES_HINT
+    return " Token ids are given as input_ids." if _is_number(value) or isinstance(value, (list, tuple)) else ""
+
+
+def _text_prompts(prompt: Any, first: int) -> "tuple[List[Any], bool]":
     if isinstance(prompt, str):
         return [prompt], True
-    prompt = _as_list(prompt)
-    if not isinstance(prompt, (list, tuple)):
-        raise TypeError(f"prompt must be str or a list of str, got {type(prompt).__name__}.")
-    for index, text in enumerate(prompt):
+    if isinstance(prompt, (bytes, bytearray, memoryview)) or not isinstance(prompt := _as_list(prompt), (list, tuple)):
+        raise TypeError(f"prompt must be str or a list of str, got {type(prompt).__name__}.{_text_hint(prompt)}")
+    for index, text in enumerate(prompt, first):
         if not isinstance(text, str):
-            hint = " Token ids are given as input_ids." if _is_number(text) or isinstance(text, (list, tuple)) else ""
-            raise TypeError(f"prompt must be str or a list of str, got {type(text).__name__} at position {index}.{hint}")
+            raise TypeError(f"prompt must be str or a list of str, got {type(text).__name__} at position {index}."
+                            f"{_text_hint(text)}")
     return list(prompt), False
+
+
+def _to_json(conversation: Any, place: str) -> str:
+    try:
+        return json.dumps(conversation, ensure_ascii=False)
+    except TypeError as error:
+        hint = _BYTES_HINT if "bytes" in str(error) or "bytearray" in str(error) else ""
+        raise TypeError(f"messages must hold what JSON can say{place}: {error}.{hint}") from None
 
 
 def _message_prompts(messages: Any) -> "tuple[List[Any], bool]":
@@ -107,7 +125,8 @@ def _message_prompts(messages: Any) -> "tuple[List[Any], bool]":
     for conversation in conversations:
         if not isinstance(conversation, (list, tuple)) or not all(isinstance(m, dict) for m in conversation):
             raise TypeError("messages must be a list of {'role': …, 'content': …} or a list of such lists.")
-    return [json.dumps(conversation, ensure_ascii=False) for conversation in conversations], single
+    places = [""] if single else [f", in the conversation at position {i}" for i in range(len(conversations))]
+    return [_to_json(conversation, place) for conversation, place in zip(conversations, places)], single
 
 
 def _spread(name: str, value: Any, count: int) -> List[Any]:
@@ -135,8 +154,10 @@ class OptionsMaker:
             for name in ("logprob_start_len", "top_logprobs_num", "priority"):
                 values[name] = _whole(name, values[name], name == "logprob_start_len")
             for name in ("lora_path", "cache_salt"):
-                if values[name] is not None and not isinstance(values[name], str):
-                    raise TypeError(f"{name} must be str | None, got {values[name]!r}.")
+                if values[name] is not None:
+                    if not isinstance(values[name], str):
+                        raise TypeError(f"{name} must be str | None, got {values[name]!r}.")
+                    _native.check_text(name, values[name])
             self._last = _native.RequestOptions(sampling_params=sampling_values(params), **values)
             self._last_key = key
         return self._last
@@ -154,7 +175,7 @@ def _whole(name: str, value: Any, optional: bool) -> Optional[int]:
 
 
 def _options(sampling_params: Any, fields: Dict[str, Any], token_ids_logprob: Any, chat_kwargs: str, single: bool,
-             count: int) -> List[Any]:
+             count: int, first: int = 0) -> List[Any]:
     fixed: Dict[str, Any] = {"chat_kwargs_json": chat_kwargs}
     varying: Dict[str, List[Any]] = {}
     for name in _PER_PROMPT:
@@ -182,7 +203,10 @@ def _options(sampling_params: Any, fields: Dict[str, Any], token_ids_logprob: An
         row = {name: values[i] for name, values in varying.items()}
         if per_prompt_ids is not None:
             maker = OptionsMaker({**fixed, "token_ids_logprob": per_prompt_ids[i]})
-        options.append(maker.make(per_prompt_params[i] if per_prompt_params is not None else sampling_params, row))
+        try:
+            options.append(maker.make(per_prompt_params[i] if per_prompt_params is not None else sampling_params, row))
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"{error} (of the prompt at position {first + i})") from None
     return options
 
 
@@ -203,8 +227,12 @@ def _rids(rid: Any, single: bool, count: int) -> Optional[List[Any]]:
     return list(rids)
 
 
-def prepare(prompt: Any, sampling_params: Any, input_ids: Any, messages: Any, fields: Dict[str, Any]) -> Prepared:
-    """Checks the arguments of one call. fields: what _PER_PROMPT names, token_ids_logprob, rid and chat_kwargs."""
+def prepare(prompt: Any, sampling_params: Any, input_ids: Any, messages: Any, fields: Dict[str, Any],
+            first: int = 0) -> Prepared:
+    """Checks the arguments of one call. fields: what _PER_PROMPT names, token_ids_logprob, rid and chat_kwargs.
+
+    first: position of the first prompt in the caller's list, for messages.
+    """
     given = [value is not None for value in (prompt, input_ids, messages)]
     if not any(given):
         raise ValueError("Either text or input_ids should be provided.")
@@ -212,7 +240,7 @@ def prepare(prompt: Any, sampling_params: Any, input_ids: Any, messages: Any, fi
         raise ValueError(f"Only one of text, input_ids and messages can be provided, got {sum(given)}.")
     if prompt is not None:
         kind = TEXT
-        prompts, single = _text_prompts(prompt)
+        prompts, single = _text_prompts(prompt, first)
     elif input_ids is not None:
         kind = IDS
         prompts, single = _ids_prompts(input_ids)
@@ -220,5 +248,5 @@ def prepare(prompt: Any, sampling_params: Any, input_ids: Any, messages: Any, fi
         kind = MESSAGES
         prompts, single = _message_prompts(messages)
     options = _options(sampling_params, fields, fields["token_ids_logprob"], fields.get("chat_kwargs", "{}"), single,
-                       len(prompts))
-    return Prepared(kind, prompts, options, _rids(fields["rid"], single, len(prompts)), single)
+                       len(prompts), first)
+    return Prepared(kind, prompts, options, _rids(fields["rid"], single, len(prompts)), single, first)

@@ -105,7 +105,7 @@ class Engine:
     def _submit(self, prepared: Prepared, mailbox: Any, number: int, stream: bool, later: bool) -> Any:
         """Tokenises and submits: here, or later in a thread of the engine's own, which tells what is wrong by mail."""
         return self._native.submit(mailbox, number, prepared.kind, prepared.prompts, prepared.options, prepared.rids,
-                                   stream, prepared.single, later)
+                                   stream, prepared.single, later, prepared.first)
 
     def _run(self, prepared: Prepared, stream: bool, use_tqdm: bool) -> Any:
         mailbox = _native.Mailbox(False)

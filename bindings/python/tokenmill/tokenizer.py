@@ -4,6 +4,8 @@ from __future__ import annotations
 import json
 from typing import Any, Dict, List, Optional, Sequence, Union
 
+from ._request import _to_json
+
 
 class Tokenizer:
     """Text to token ids and back. From Engine.get_tokenizer(); it serves as long as the engine does."""
@@ -33,7 +35,7 @@ class Tokenizer:
         """
         if tools is not None:
             kwargs["tools"] = list(tools)
-        text: str = self._native.apply_chat_template(json.dumps(list(conversation)), add_generation_prompt,
+        text: str = self._native.apply_chat_template(_to_json(list(conversation), ""), add_generation_prompt,
                                                      json.dumps(kwargs))
         return self.encode(text, add_special_tokens=False) if tokenize else text
 

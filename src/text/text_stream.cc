@@ -91,14 +91,16 @@ TextStream::TextStream(std::shared_ptr<const Tokenizer> tokenizer, std::span<con
     if (!is_continuation(tokenizer_->token_bytes(ids_.front()).front())) break;
     ids_.erase(ids_.begin());
   }
-  for (const int32_t id : std::exchange(ids_, {})) push(id);
+  for (const int32_t id : std::exchange(ids_, {})) push(id, tokenizer_->token_bytes(id));
   settled_ = ids_.size();
   if (!ids_.empty()) context_text_ = tokenizer_->decode(ids_, false);
 }
 
-void TextStream::push(int32_t id) {
+void TextStream::push(int32_t id, std::string_view bytes) {
   ids_.push_back(id);
-  unfinished_ += tokenizer_->token_bytes(id);
+  const bool ends_character = static_cast<unsigned char>(bytes.back()) < 0x80;
+  if (ends_character && unfinished_.empty() && broken_run_.empty()) return;  // most ids
+  unfinished_ += bytes;
   if (!tokenizer_->is_byte_token(id)) {
     broken_run_.clear();
   } else if (!broken_run_.empty()) {
@@ -116,7 +118,7 @@ void TextStream::append_id(int32_t id) {
   pending_bytes_ += bytes;
   // An id without text is no context: a decoder that trims the beginning of a text would take the next one for it.
   const bool has_text = !bytes.empty() && !(options_.skip_special_tokens && tokenizer_->is_special(id));
-  if (has_text) push(id);
+  if (has_text) push(id, bytes);
   settle(false);
 }
 

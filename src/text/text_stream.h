@@ -12,6 +12,7 @@
 #include <memory>
 #include <span>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "text/tokenizer.h"
@@ -43,7 +44,7 @@ class TextStream {
   };
 
   void append_id(int32_t id);
-  void push(int32_t id);
+  void push(int32_t id, std::string_view bytes);
   void settle(bool at_end);
   std::string show(int64_t byte_limit);
 

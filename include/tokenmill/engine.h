@@ -108,7 +108,7 @@ class TOKENMILL_API Engine {
   // an over-long prompt. Output::index counts its samples.
   std::string submit(Request request, OutputCallback on_output, FailureCallback on_failure = nullptr);
   // Queues a list as one unit (up to 4,096 prompts; a longer list is fed through a window of that many): types, keys
-  // and values are checked before anything runs; what only tokenising shows ends that item alone.
+  // and values are checked before anything runs; what only tokenising shows, and a grammar, ends that item alone.
   // Returns the ids, one a request. Output::index is the place in the list; with n > 1 the samples of all requests
   // are counted through, as generate() returns them. keep_going is asked while the list is tokenised; where it ends the
   // call, nothing of the list runs.

@@ -48,7 +48,6 @@ int64_t logits_rows(const Model& model, int64_t max_rows) {
   return std::clamp<int64_t>(kLogitsBytesMax / row_bytes, 1, std::max<int64_t>(max_rows, 1));
 }
 
-// [ hidden | what forward() takes ] and [ hidden | gathered rows | logits ] share one allocation.
 // Rows of the largest recorded step. A rotation that depends on the sequence's length by host arithmetic cannot be
 // recorded.
 int64_t graph_rows(const Backend& backend, const Model& model, const RunnerOptions& options) {
@@ -76,6 +75,7 @@ size_t layers_of_each_kind(const std::vector<int32_t>& windows) {
   return last_new + 1;
 }
 
+// [ hidden | what forward() takes ] and [ hidden | gathered rows | logits ] share one allocation.
 size_t workspace_bytes(const Model& model, const RunnerOptions& options) {
   const ModelConfig& config = model.config();
   Workspace measure;

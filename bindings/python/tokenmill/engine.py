@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Dict, Iterable, Iterator, List, Literal, 
 
 from . import _logging, _native, _score, _streams
 from ._options import ServerArgs, _server_values
+from ._progress import ProgressBar
 from ._request import Prepared, RequestArgs, make_options, prepare, request_fields
 from ._streams import WAIT_MS, AsyncStream, LoopInboxes, Stream, failure
 from .outputs import Output
@@ -118,7 +119,7 @@ class Engine:
                 chunks.wait_until_taken()
             return chunks
         outputs: List[Any] = [None] * prepared.samples
-        bar = _progress_bar(prepared.samples) if use_tqdm else None
+        bar = ProgressBar(prepared.samples) if use_tqdm else None
         try:
             left = prepared.samples
             while left:
@@ -151,7 +152,7 @@ class Engine:
             if stream:
                 await sink.wait_until_taken()
                 return AsyncStream(self, call, inbox, number, sink, prepared.samples)
-            bar = _progress_bar(prepared.samples) if use_tqdm else None
+            bar = ProgressBar(prepared.samples) if use_tqdm else None
             outputs: List[Any] = [None] * prepared.samples
             for _ in range(prepared.samples):
                 _, index, _, payload = await sink.get()
@@ -249,7 +250,7 @@ class Engine:
         """
         from ._iterate import iterate
 
-        make_bar = (lambda: _progress_bar(None)) if use_tqdm else None
+        make_bar = (lambda: ProgressBar(None)) if use_tqdm else None
         return iterate(self, prompt, sampling_params, input_ids, make_bar, kwargs)
 
     def chat(self, messages: Any, sampling_params: Any = None, *, chat_template_kwargs: Optional[Dict[str, Any]] = None,
@@ -289,7 +290,7 @@ class Engine:
         files that cannot be read or written or do not belong together, EngineError where the engine died.
         """
         options = make_options(sampling_params, return_logprob, top_logprobs_num)
-        bar = _progress_bar(None) if use_tqdm else None
+        bar = ProgressBar(None) if use_tqdm else None
 
         def on_progress(total: int, finished: int, tokens: int) -> None:
             if bar is not None:
@@ -424,30 +425,6 @@ class Engine:
 
 
 _FIELD_NAMES = frozenset(row[0] for row in _native.server_args_fields())
-
-
-class _progress_bar:
-    """tqdm over finished samples, with tokens a second. total None: not known yet."""
-
-    def __init__(self, total: Optional[int]) -> None:
-        from tqdm.auto import tqdm  # type: ignore[import-untyped,unused-ignore]
-
-        self._bar = tqdm(total=total, desc="Processed prompts", unit="prompt", dynamic_ncols=True)
-        self._start = time.perf_counter()
-        self._tokens = 0
-
-    def add(self, output: Output) -> None:
-        self.set(self._bar.total, self._bar.n + 1, self._tokens + output["meta_info"]["completion_tokens"])
-
-    def set(self, total: Optional[int], finished: int, tokens: int) -> None:
-        self._tokens = tokens
-        self._bar.total = total
-        seconds = max(time.perf_counter() - self._start, 1e-9)
-        self._bar.set_postfix_str(f"output {tokens / seconds:.1f} tokens/s", refresh=False)
-        self._bar.update(finished - self._bar.n)
-
-    def close(self) -> None:
-        self._bar.close()
 
 
 def _shut_all_down() -> None:

@@ -189,6 +189,8 @@ TEST(TextStreamTest, ARunOfByteTokensThatTurnsInvalid) {
   const auto tokenizer = Tokenizer::from_folder(data_path("spm"));
   const Ids bytes = byte_ids(*tokenizer), word = tokenizer->encode("the", false);
   const std::string u = "\ufffd";
+  std::string many;
+  for (int i = 0; i < 201; ++i) many += u;
   const std::pair<std::string, std::string> runs[] = {{"A\né", "A\né"},
                                                       {"A\xff", "A" + u},
                                                       {"é\xffé", "é" + u + u + u},
@@ -198,7 +200,8 @@ TEST(TextStreamTest, ARunOfByteTokensThatTurnsInvalid) {
                                                       {"é\xe2\x80", "é" + u + u},
                                                       {"\xed\xa0\x80", u + u + u},
                                                       {"\xf0\x9f\x9a", u + u + u},
-                                                      {"\xe0\x80\x80\x80", u + u + u + u}};
+                                                      {"\xe0\x80\x80\x80", u + u + u + u},
+                                                      {"\xff" + std::string(200, 'A'), many}};
   for (const auto& [run, text] : runs) {
     Ids ids;
     for (const char c : run) ids.push_back(bytes[static_cast<unsigned char>(c)]);

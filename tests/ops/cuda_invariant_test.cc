@@ -22,9 +22,10 @@ TEST_F(CudaInvariantTest, ProductsOfARow) {
   struct Shape {
     int64_t n, k;
   };
-  constexpr int64_t kRows = 300;
+  constexpr int64_t kRows = 1000;
   for (const Packing packing : {Packing::kFloat32, Packing::kBFloat16, Packing::kFloat16}) {
-    for (const Shape shape : {Shape{8, 64}, Shape{304, 576}, Shape{101, 576}, Shape{264, 2048}, Shape{72, 7232}}) {
+    for (const Shape shape : {Shape{8, 64}, Shape{304, 576}, Shape{101, 576}, Shape{264, 2048}, Shape{72, 7232},
+                              Shape{6088, 192}, Shape{6088, 576}}) {
       const auto [n, k] = shape;
       SCOPED_TRACE("n " + std::to_string(n) + " k " + std::to_string(k) + " seed " + std::to_string(seed_));
       const auto x = normal_values(kRows * k, random_), norm_values = normal_values(k, random_);
@@ -37,7 +38,8 @@ TEST_F(CudaInvariantTest, ProductsOfARow) {
       Placed in(*cuda_, kRows, k, x, 8);
       // Products of rows [first, first + count): plain, added to x's first columns, gated.
       const auto products = [&](int64_t first, int64_t count) {
-        Placed out(*cuda_, count, n), sum(*cuda_, count, n, std::vector<float>(static_cast<size_t>(count * n), 0.3f));
+        Placed out(*cuda_, count, n),
+            sum(*cuda_, count, n, std::vector<float>(static_cast<size_t>(count * n), 0.3f), 8);
         PlacedInput gated(*cuda_, count, n, packing);
         const Matrix rows = in.view().slice_rows(first, count);
         cuda_->linear({.x = rows, .weight = weight.get(), .out = out.view()});
@@ -54,7 +56,7 @@ TEST_F(CudaInvariantTest, ProductsOfARow) {
       for (const auto& part : whole) {
         for (const float value : part) ASSERT_TRUE(std::isfinite(value));
       }
-      for (const int64_t count : {1, 2, 7, 16, 17, 32, 33, 64, 65, 127, 128, 200}) {
+      for (const int64_t count : {1, 2, 7, 16, 17, 32, 33, 64, 65, 127, 128, 200, 257, 512, 777}) {
         const int64_t first = static_cast<int64_t>(random_() % static_cast<uint64_t>(kRows - count + 1));
         const auto some = products(first, count);
         for (size_t part = 0; part < whole.size(); ++part) {

@@ -120,7 +120,7 @@ class CudaBackend final : public Backend {
   };
   // x itself where it will do, else prepare_input() into scratch.
   PreparedInput input_of(Matrix x, const Norm* norm, const CudaWeight& weight);  // linear.cu
-  // False where none of stream_linear.h, tens_linear.h and wide_linear.h can do it, or is to.
+  // False where none of stream_linear.h, wide_linear.h, tens_linear.h and many_linear.h can do it, or is to.
   bool stream_product(Matrix x, const Norm* norm, const CudaWeight& weight, const CudaWeight* second,
                       Activation activation, bool add, Matrix out);
   void gemm(const CudaWeight& weight, PreparedInput x, int64_t rows, bool add, Matrix out);

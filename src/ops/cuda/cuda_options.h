@@ -15,13 +15,11 @@ struct CudaOptions {
   int gemv_rows_max = 4;
   // The same for the kernels of stream_linear.h (at most 32), which come first where they can be used.
   int stream_rows_max = 16;
-  // The same for those of tens_linear.h (at most 64), which come next.
-  int tens_rows_max = 64;
+  // The same for those of wide_linear.h (at most 64), which come next, and of tens_linear.h (at most 64), after them.
+  int wide_rows_max = 32, tens_rows_max = 64;
   // Products of at least this many rows, along at least this K, go through those of many_linear.h where they can be
   // used and keep the card busy.
   int many_rows_min = 512, many_k_min = 1024;
-  // The same for those of wide_linear.h, for measuring.
-  int wide_rows_max = 0;
   // Of the host, that read weights and send them; 0: as many as this process may use.
   int load_threads = 0;
   // Kernels whose results for a row never depend on the step's other rows, bit for bit.

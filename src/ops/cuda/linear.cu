@@ -1,6 +1,6 @@
-// Products with weights: stream_linear.h for few rows, tens_linear.h for some more and many_linear.h for gated layers
-// of many where they can, else for very few the plain streaming kernel of gemv.cuh, and cuBLAS. In deterministic
-// inference wide_linear.h where it can. Sums in fp32.
+// Products with weights: stream_linear.h for few rows, wide_linear.h and tens_linear.h for some more and many_linear.h
+// for gated layers of many where they can, else for very few the plain streaming kernel of gemv.cuh, and cuBLAS. In
+// deterministic inference wide_linear.h where it can. Sums in fp32.
 #include <algorithm>
 #include <type_traits>
 
@@ -125,6 +125,7 @@ bool CudaBackend::stream_product(Matrix x, const Norm* norm, const CudaWeight& w
                         .eps = norm != nullptr ? norm->eps : 0.0f,
                         .add = add,
                         .activation = activation,
+                        .rounds_gated = !deterministic_,
                         .out = out.dtype == DType::kF32 ? out.row<float>(0) : nullptr,
                         .out_half = out.dtype != DType::kF32 ? out.row<uint16_t>(0) : nullptr,
                         .out_stride = out.stride,

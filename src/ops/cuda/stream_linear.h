@@ -23,6 +23,7 @@ struct StreamProduct {
   float eps;
   bool add;
   Activation activation;
+  bool rounds_gated;  // gate and up, before the activation; no is for wide_linear.h only
   float* out;
   uint16_t* out_half;  // instead of out, unless null; of dtype
   int64_t out_stride;

@@ -42,9 +42,10 @@ __device__ inline void pin(float (&values)[kCount]) {
   ", %40, %41, %42, %43, %44, %45, %46, %47"
 #define TM_NAMES_56 TM_NAMES_48 ", %48, %49, %50, %51, %52, %53, %54, %55"
 #define TM_NAMES_64 TM_NAMES_56 ", %56, %57, %58, %59, %60, %61, %62, %63"
-#define TM_NAMES_128 TM_NAMES_64 \
+#define TM_NAMES_96 TM_NAMES_64 \
   ", %64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79" \
-  ", %80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95" \
+  ", %80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95"
+#define TM_NAMES_128 TM_NAMES_96 \
   ", %96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107, %108, %109, %110, %111" \
   ", %112, %113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, %124, %125, %126, %127"
 #define TM_R8(i)                                                                                              \
@@ -57,8 +58,8 @@ __device__ inline void pin(float (&values)[kCount]) {
 #define TM_SUMS_48 TM_SUMS_32, TM_R8(32), TM_R8(40)
 #define TM_SUMS_56 TM_SUMS_48, TM_R8(48)
 #define TM_SUMS_64 TM_SUMS_56, TM_R8(56)
-#define TM_SUMS_128 \
-  TM_SUMS_64, TM_R8(64), TM_R8(72), TM_R8(80), TM_R8(88), TM_R8(96), TM_R8(104), TM_R8(112), TM_R8(120)
+#define TM_SUMS_96 TM_SUMS_64, TM_R8(64), TM_R8(72), TM_R8(80), TM_R8(88)
+#define TM_SUMS_128 TM_SUMS_96, TM_R8(96), TM_R8(104), TM_R8(112), TM_R8(120)
 
 #define TM_MULTIPLY(before, ...)                   \
   if constexpr (std::is_same_v<T, Float16>) {      \
@@ -85,6 +86,7 @@ TM_MULTIPLY_SHARED(32, 64, 32, 33, 34)
 TM_MULTIPLY_SHARED(48, 96, 48, 49, 50)
 TM_MULTIPLY_SHARED(56, 112, 56, 57, 58)
 TM_MULTIPLY_SHARED(64, 128, 64, 65, 66)
+TM_MULTIPLY_SHARED(96, 192, 96, 97, 98)
 TM_MULTIPLY_SHARED(128, 256, 128, 129, 130)
 
 // c += a b: a [64, 16] in registers, b [16, columns] in shared memory with neighbours along N. The operands behind the
@@ -112,6 +114,7 @@ TM_MULTIPLY_REGISTERS(64, 128, "%64, %65, %66, %67", 68)
 #undef TM_NAMES_48
 #undef TM_NAMES_56
 #undef TM_NAMES_64
+#undef TM_NAMES_96
 #undef TM_NAMES_128
 #undef TM_SUMS_8
 #undef TM_SUMS_16
@@ -120,6 +123,7 @@ TM_MULTIPLY_REGISTERS(64, 128, "%64, %65, %66, %67", 68)
 #undef TM_SUMS_48
 #undef TM_SUMS_56
 #undef TM_SUMS_64
+#undef TM_SUMS_96
 #undef TM_SUMS_128
 
 #endif  // __CUDA_ARCH_FEAT_SM90_ALL

@@ -1,11 +1,10 @@
 // Weights are the 64-row operand of wgmma, the input's rows the other one; both come by tensor copies into a ring of
 // stages that one warp keeps filled.
 //
-// K is cut into four slices wherever a product is made. Up to 64 rows the four blocks of a cluster take one each of a
-// tile of 64 weight rows, so that the slices are summed in the cluster's shared memory and 64 tiles are enough to keep
-// all multiprocessors reading. With more rows a block goes through all four itself, for 128 weight rows and 128
-// rows of input. Within a slice sums run in order of K, and slices are added in their order: a row's bits depend
-// neither on the kernel nor on the other rows.
+// K is cut into four slices, of which the four blocks of a cluster take one each of a tile of 64 weight rows, so that
+// they are summed in the cluster's shared memory and 64 tiles are enough to keep all multiprocessors reading. More than
+// 64 rows are many_linear.h's, which goes through the same slices one after the other. Within a slice sums run in order
+// of K, and slices are added in their order: a row's bits depend neither on the kernel nor on the other rows.
 //
 // A gated tile has 32 rows of gate and 32 of up for every 64, which meet where the sums are finished.
 #include "ops/cuda/wide_linear.h"
@@ -17,23 +16,24 @@
 #include "ops/cuda/device_math.cuh"
 #include "ops/cuda/hopper.cuh"
 #include "ops/cuda/launch.cuh"
+#include "ops/cuda/many_linear.h"
 #include "ops/cuda/mma.cuh"
+#include "ops/cuda/slices.cuh"
 #include "ops/cuda/tensor_map.h"
 #include "ops/cuda/wgmma.cuh"
 
 namespace tokenmill {
 namespace {
 
-constexpr int kSlices = 4;  // of K, and blocks of a cluster
 constexpr int kStagesMax = 8;
 // One block a multiprocessor.
-constexpr size_t kClusteredBytes = size_t{166} << 10, kAloneBytes = size_t{220} << 10;
+constexpr size_t kSharedBytes = size_t{166} << 10;
 
 struct WideArgs {
   CUtensorMap weight, second, x;
   const float *bias, *second_bias;
   int k, n, rows;
-  bool gated, add, aligned_out;
+  bool gated, rounds_gated, add, aligned_out;
   Activation activation;
   float* out;
   uint16_t* out_half;
@@ -41,107 +41,71 @@ struct WideArgs {
   int stages;
 };
 
-// kTokens rows of input, kGroups times 64 weight rows, kPieces times 64 of K a stage.
-template <int kTokensIn, int kGroupsIn, int kPiecesIn, bool kClusteredIn>
+constexpr int kRows = 64, kThreads = 128;            // weight rows of a tile, and threads that multiply
+constexpr int kPieces = 2;                           // times 64 of K a stage
+constexpr int kWeightBytes = kRows * kPieces * 128;  // [8][kPieces][8][64]
+
+// kTokens rows of input.
+template <int kTokensIn>
 struct Shape {
-  static constexpr int kTokens = kTokensIn, kGroups = kGroupsIn, kPieces = kPiecesIn;
-  static constexpr bool kClustered = kClusteredIn;
-  static constexpr int kRows = 64 * kGroups, kThreads = 128 * kGroups;
-  static constexpr int kGroupBytes = 64 * kPieces * 128;       // of weights, [8][kPieces][8][64]
+  static constexpr int kTokens = kTokensIn;
   static constexpr int kInputBytes = kTokens * kPieces * 128;  // [kPieces][kTokens][64]
-  static constexpr int kStageBytes = kGroups * kGroupBytes + kInputBytes;
-  // Floats: a warp's sums fall into 32 banks. A cluster's block finishes every fourth row of input: the sums that one
-  // block has for another lie together, and as many come from all four.
-  static constexpr int kSumStride = kRows + (kClustered ? 8 : 4);
+  static constexpr int kStageBytes = kWeightBytes + kInputBytes;
+  // Floats: a warp's sums fall into 32 banks. A block finishes every fourth row of input: the sums that one block has
+  // for another lie together, and as many come from all four.
+  static constexpr int kSumStride = kRows + 8;
   static constexpr int kShare = kTokens / kSlices * kSumStride + 8;
-  static constexpr int kSums = kClustered ? kSlices * kShare : kTokens * kSumStride;
-  static constexpr size_t kSumBytes = size_t{4} * kSums * (kClustered ? 2 : 1);
-  __device__ static int place_of(int token) {
-    return kClustered ? token % kSlices * kShare + token / kSlices * kSumStride : token * kSumStride;
-  }
+  static constexpr int kSums = kSlices * kShare;
+  static constexpr size_t kSumBytes = size_t{4} * kSums * 2;
+  __device__ static int place_of(int token) { return token % kSlices * kShare + token / kSlices * kSumStride; }
 };
 
 #if __CUDA_ARCH_FEAT_SM90_ALL
 
-// Stages of a block in the order in which they are filled and used.
-template <class S>
+// Stages of a block in the order in which they are filled and used: its slice of one tile after the other.
 struct Walk {
-  int tile, tiles, step, token_blocks;  // tile: weight tile and block of input rows
-  int slice, piece, end, pieces;
+  int tile, tiles, step, piece, begin, end;
 
-  __device__ explicit Walk(const WideArgs& args) : pieces(args.k / 64) {
-    const int outputs = args.gated ? S::kRows / 2 : S::kRows;
-    token_blocks = S::kClustered ? 1 : (args.rows + S::kTokens - 1) / S::kTokens;
-    tiles = (args.n + outputs - 1) / outputs * token_blocks;
-    tile = S::kClustered ? blockIdx.x / kSlices : blockIdx.x;
-    step = S::kClustered ? gridDim.x / kSlices : gridDim.x;
-    enter(S::kClustered ? static_cast<int>(blockIdx.x % kSlices) : 0);
+  __device__ explicit Walk(const WideArgs& args) {
+    const int outputs = args.gated ? kRows / 2 : kRows, slice = static_cast<int>(blockIdx.x % kSlices);
+    tiles = (args.n + outputs - 1) / outputs;
+    tile = blockIdx.x / kSlices;
+    step = gridDim.x / kSlices;
+    piece = begin = slice_begin(slice, args.k / 64);
+    end = slice_begin(slice + 1, args.k / 64);
   }
-  __device__ void enter(int next_slice) {
-    slice = next_slice;
-    piece = begin_of(slice);
-    end = begin_of(slice + 1);
+  __device__ bool is_over() const { return tile >= tiles || begin == end; }
+  __device__ void next_stage() {
+    piece += kPieces;
+    if (piece < end) return;
+    piece = begin;
+    tile += step;
   }
-  // Slices begin at multiples of a stage of any shape, so that no stage has pieces of two.
-  __device__ int begin_of(int number) const {
-    const int pairs = (pieces + 1) / 2;
-    return min(pieces, pairs * number / kSlices * 2);
-  }
-  __device__ bool slice_is_over() const { return piece >= end; }
-  // To a stage with something in it, or past the last tile.
-  __device__ void settle() {
-    while (tile < tiles && slice_is_over()) {
-      if (!S::kClustered && slice + 1 < kSlices) {
-        enter(slice + 1);
-      } else {
-        if (S::kClustered && piece == begin_of(slice)) tile = tiles;  // an empty slice is empty in all tiles
-        tile = min(tiles, tile + step);
-        enter(S::kClustered ? slice : 0);
-      }
-    }
-  }
-  __device__ int weight_tile() const { return tile / token_blocks; }
-  __device__ int first_token() const { return tile % token_blocks * S::kTokens; }
 };
 
 template <class S>
 __device__ void fill_ring(const WideArgs& args, uint32_t ring, uint32_t full, uint32_t empty) {
-  const uint64_t often = evict_last_policy(), once = S::kClustered ? evict_first_policy() : often;
-  const auto copy_weights = [&](const Walk<S>& at, int stage) {
+  const uint64_t often = evict_last_policy(), once = evict_first_policy();
+  const auto copy_weights = [&](const Walk& at, int stage) {
     const uint32_t target = ring + stage * S::kStageBytes, barrier = full + 8 * stage;
     expect_bytes(barrier, S::kStageBytes);
-#pragma unroll
-    for (int group = 0; group < S::kGroups; ++group) {
-      const int number = at.weight_tile() * S::kGroups + group;  // of 64 rows
-      const uint32_t place = target + group * S::kGroupBytes;
-      if (args.gated) {
-        copy_row_groups(place, &args.weight, at.piece, number * 4, barrier, once);
-        copy_row_groups(place + S::kGroupBytes / 2, &args.second, at.piece, number * 4, barrier, once);
-      } else {
-        copy_row_groups(place, &args.weight, at.piece, number * 8, barrier, once);
-      }
+    if (args.gated) {
+      copy_row_groups(target, &args.weight, at.piece, at.tile * 4, barrier, once);
+      copy_row_groups(target + kWeightBytes / 2, &args.second, at.piece, at.tile * 4, barrier, once);
+    } else {
+      copy_row_groups(target, &args.weight, at.piece, at.tile * 8, barrier, once);
     }
   };
-  const auto copy_input = [&](const Walk<S>& at, int stage) {
-    asm volatile(
-        "cp.async.bulk.tensor.3d.shared::cluster.global.tile.mbarrier::complete_tx::bytes.L2::cache_hint "
-        "[%0], [%1, {%2, %3, %4}], [%5], %6;" ::"r"(ring + stage * S::kStageBytes + S::kGroups * S::kGroupBytes),
-        "l"(&args.x), "r"(0), "r"(at.first_token()), "r"(at.piece), "r"(full + 8 * stage), "l"(often)
-        : "memory");
+  const auto copy_input = [&](const Walk& at, int stage) {
+    copy_box(ring + stage * S::kStageBytes + kWeightBytes, &args.x, 0, at.piece, full + 8 * stage, often);
   };
-  const auto next = [](Walk<S>& at) {
-    at.piece += S::kPieces;
-    at.settle();
-  };
-  Walk<S> weights(args), input(args);
-  weights.settle();
-  input.settle();
+  Walk weights(args), input(args);
   int ahead = 0;
-  for (; ahead < args.stages && weights.tile < weights.tiles; ++ahead, next(weights)) copy_weights(weights, ahead);
+  for (; ahead < args.stages && !weights.is_over(); ++ahead, weights.next_stage()) copy_weights(weights, ahead);
   wait_for_previous();
-  for (int stage = 0; stage < ahead; ++stage, next(input)) copy_input(input, stage);
+  for (int stage = 0; stage < ahead; ++stage, input.next_stage()) copy_input(input, stage);
   int stage = 0, parity = 0;
-  for (; weights.tile < weights.tiles; next(weights)) {
+  for (; !weights.is_over(); weights.next_stage()) {
     wait_barrier(empty + 8 * stage, parity);
     copy_weights(weights, stage);
     copy_input(weights, stage);
@@ -160,22 +124,20 @@ struct RingPlace {
 template <class T, class S>
 __device__ void multiply_slice(const WideArgs& args, float (&acc)[S::kTokens / 2], int pieces, uint32_t ring,
                                uint32_t full, uint32_t empty, RingPlace& at) {
-  const int group = threadIdx.x / 128;
   const bool first_of_warp = threadIdx.x % 32 == 0;
 #pragma unroll
   for (float& sum : acc) sum = 0;
   int before = 0;
-  for (int piece = 0; piece < pieces; piece += S::kPieces) {
+  for (int piece = 0; piece < pieces; piece += kPieces) {
     wait_barrier(full + 8 * at.stage, at.parity);
-    const uint32_t weights = ring + at.stage * S::kStageBytes + group * S::kGroupBytes;
-    const uint32_t input = ring + at.stage * S::kStageBytes + S::kGroups * S::kGroupBytes;
+    const uint32_t weights = ring + at.stage * S::kStageBytes, input = weights + kWeightBytes;
     pin(acc);
     fence_products();
 #pragma unroll
-    for (int p = 0; p < S::kPieces; ++p) {  // beyond K's end both are zeros
+    for (int p = 0; p < kPieces; ++p) {  // beyond K's end both are zeros
 #pragma unroll
       for (int k = 0; k < 4; ++k) {
-        multiply_shared<T>(acc, descriptor(weights + p * 1024 + k * 32, 16, S::kPieces * 1024),
+        multiply_shared<T>(acc, descriptor(weights + p * 1024 + k * 32, 16, kPieces * 1024),
                            descriptor(input + p * S::kTokens * 128 + k * 32, 16, 1024), 1);
       }
     }
@@ -193,7 +155,7 @@ __device__ void multiply_slice(const WideArgs& args, float (&acc)[S::kTokens / 2
   if (first_of_warp && pieces > 0) arrive(empty + 8 * before);
 }
 
-// The block's sums as [token][weight row], or [token % 4][token / 4][weight row].
+// The block's sums as [token % 4][token / 4][weight row].
 template <class S>
 __device__ void put_sums(const float (&acc)[S::kTokens / 2], float* sums) {
   const int warp = threadIdx.x / 32, g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
@@ -206,6 +168,11 @@ __device__ void put_sums(const float (&acc)[S::kTokens / 2], float* sums) {
 
 __device__ inline float4 plus(float4 a, float4 b) { return {a.x + b.x, a.y + b.y, a.z + b.z, a.w + b.w}; }
 __device__ inline float4 plus(float4 a, const float* b) { return {a.x + b[0], a.y + b[1], a.z + b[2], a.w + b[3]}; }
+
+template <class T>
+__device__ inline float4 rounded(float4 v) {
+  return {rounded_to<T>(v.x), rounded_to<T>(v.y), rounded_to<T>(v.z), rounded_to<T>(v.w)};
+}
 
 template <class T>
 __device__ inline void write_four(const WideArgs& args, int64_t at, float4 v) {
@@ -230,21 +197,23 @@ __device__ inline void write_four(const WideArgs& args, int64_t at, float4 v) {
   for (int i = 0; i < 4; ++i) out[i] = args.add ? out[i] + values[i] : values[i];
 }
 
-// Writes every kBlocks-th row of input. `load` gives four neighbouring sums.
-template <class T, class S, int kBlocks, class Load>
-__device__ void finish_tile(const WideArgs& args, const Walk<S>& at, int rank, Load&& load) {
-  const int outputs = args.gated ? S::kRows / 2 : S::kRows, quads = outputs / 4;
-  const int tokens = min(S::kTokens, args.rows - at.first_token());
-  const int own = (tokens - rank + kBlocks - 1) / kBlocks;
-  for (int i = threadIdx.x; i < quads * own; i += S::kThreads) {
-    const int quad = i % quads * 4, token = i / quads * kBlocks + rank, col = at.weight_tile() * outputs + quad;
+// Writes every fourth row of input. `load` gives four neighbouring sums.
+template <class T, class S, class Load>
+__device__ void finish_tile(const WideArgs& args, int tile, int rank, Load&& load) {
+  const int outputs = args.gated ? kRows / 2 : kRows, quads = outputs / 4;
+  const int own = (args.rows - rank + kSlices - 1) / kSlices;
+  for (int i = threadIdx.x; i < quads * own; i += kThreads) {
+    const int quad = i % quads * 4, token = i / quads * kSlices + rank, col = tile * outputs + quad;
     const int sum = i / quads * S::kSumStride;
     if (col >= args.n) continue;
-    const int64_t place = (at.first_token() + token) * args.out_stride + col;
+    const int64_t place = token * args.out_stride + col;
     float4 v;
     if (args.gated) {
-      const int row = quad / 32 * 64 + quad % 32;
-      float4 gate = load(sum + row), up = load(sum + row + 32);
+      float4 gate = load(sum + quad), up = load(sum + quad + kRows / 2);
+      if (args.rounds_gated) {
+        gate = rounded<T>(gate);
+        up = rounded<T>(up);
+      }
       if (args.bias != nullptr) gate = plus(gate, args.bias + col);
       if (args.second_bias != nullptr) up = plus(up, args.second_bias + col);
       v = {activate(args.activation, gate.x) * up.x, activate(args.activation, gate.y) * up.y,
@@ -262,7 +231,7 @@ __device__ void finish_tile(const WideArgs& args, const Walk<S>& at, int rank, L
 // Each block copies to each other what that one finishes. The copies complete on the receiver's barrier, which orders
 // them; before a block sends again, all four have told it that they have read what it sent.
 template <class T, class S>
-__device__ void merge_tile(const WideArgs& args, const Walk<S>& at, const float (&acc)[S::kTokens / 2], float* sums,
+__device__ void merge_tile(const WideArgs& args, int tile, const float (&acc)[S::kTokens / 2], float* sums,
                            uint32_t merge_full, uint32_t merge_empty, int round) {
   const int lane = threadIdx.x % 32, rank = blockIdx.x % kSlices;
   float* const received = sums + S::kSums;  // [slice][kShare]
@@ -270,7 +239,7 @@ __device__ void merge_tile(const WideArgs& args, const Walk<S>& at, const float 
   if (round > 0) wait_barrier(merge_empty, (round - 1) & 1);
   put_sums<S>(acc, sums);
   fence_copies();
-  asm volatile("bar.sync 1, %0;" ::"n"(S::kThreads) : "memory");
+  asm volatile("bar.sync 1, %0;" ::"n"(kThreads) : "memory");
   if (threadIdx.x == 0) expect_bytes(merge_full, kSlices * bytes_for(rank));
   if (threadIdx.x < kSlices && bytes_for(threadIdx.x) > 0) {
     const int block = threadIdx.x;
@@ -278,7 +247,7 @@ __device__ void merge_tile(const WideArgs& args, const Walk<S>& at, const float 
                shared_address(sums + block * S::kShare), bytes_for(block), cluster_address(merge_full, block));
   }
   wait_barrier(merge_full, round & 1);
-  finish_tile<T, S, kSlices>(args, at, rank, [&](int offset) {
+  finish_tile<T, S>(args, tile, rank, [&](int offset) {
     float4 parts[kSlices];
 #pragma unroll
     for (int slice = 0; slice < kSlices; ++slice) {
@@ -293,7 +262,7 @@ __device__ void merge_tile(const WideArgs& args, const Walk<S>& at, const float 
 #endif  // __CUDA_ARCH_FEAT_SM90_ALL
 
 template <class T, class S>
-__global__ void __launch_bounds__(S::kThreads + 32, 1) wide_kernel(const __grid_constant__ WideArgs args) {
+__global__ void __launch_bounds__(kThreads + 32, 1) wide_kernel(const __grid_constant__ WideArgs args) {
 #if __CUDA_ARCH_FEAT_SM90_ALL
   extern __shared__ __align__(1024) uint8_t shared[];
   __shared__ __align__(8) uint64_t barriers[2 * kStagesMax + 2];
@@ -304,43 +273,28 @@ __global__ void __launch_bounds__(S::kThreads + 32, 1) wide_kernel(const __grid_
   if (threadIdx.x == 0) {
     for (int stage = 0; stage < args.stages; ++stage) {
       init_barrier(full + 8 * stage, 1);
-      init_barrier(empty + 8 * stage, 4 * S::kGroups);
+      init_barrier(empty + 8 * stage, kThreads / 32);
     }
     init_barrier(merge_full, 1);
     init_barrier(merge_empty, 4 * kSlices);
     fence_barriers();
   }
   __syncthreads();
-  if (S::kClustered) sync_cluster();
-  if (threadIdx.x >= S::kThreads) {
+  sync_cluster();
+  if (threadIdx.x >= kThreads) {
     if (threadIdx.x % 32 == 0) fill_ring<S>(args, ring, full, empty);
     __syncwarp();
   } else {
     wait_for_previous();
-    Walk<S> at(args);
+    Walk at(args);
     RingPlace place;
     for (int round = 0; at.tile < at.tiles; ++round, at.tile += at.step) {
-      if constexpr (S::kClustered) {
-        float acc[S::kTokens / 2];
-        multiply_slice<T, S>(args, acc, at.end - at.piece, ring, full, empty, place);
-        merge_tile<T, S>(args, at, acc, sums, merge_full, merge_empty, round);
-      } else {
-        float total[S::kTokens / 2];
-        for (int slice = 0; slice < kSlices; ++slice) {
-          float acc[S::kTokens / 2];
-          at.enter(slice);
-          multiply_slice<T, S>(args, acc, at.end - at.piece, ring, full, empty, place);
-#pragma unroll
-          for (int i = 0; i < S::kTokens / 2; ++i) total[i] = slice == 0 ? acc[i] : total[i] + acc[i];
-        }
-        asm volatile("bar.sync 1, %0;" ::"n"(S::kThreads) : "memory");
-        put_sums<S>(total, sums);
-        asm volatile("bar.sync 1, %0;" ::"n"(S::kThreads) : "memory");
-        finish_tile<T, S, 1>(args, at, 0, [&](int offset) { return *reinterpret_cast<const float4*>(sums + offset); });
-      }
+      float acc[S::kTokens / 2];
+      multiply_slice<T, S>(args, acc, at.end - at.begin, ring, full, empty, place);
+      merge_tile<T, S>(args, at.tile, acc, sums, merge_full, merge_empty, round);
     }
   }
-  if (S::kClustered) sync_cluster();  // others may still arrive at this block's barriers
+  sync_cluster();  // others may still arrive at this block's barriers
 #endif
 }
 
@@ -358,47 +312,40 @@ int clusters_max(const cudaLaunchConfig_t& config, int num_sms) {
 template <class T, class S>
 void launch(const StreamProduct& product, int num_sms, cudaStream_t stream) {
   const bool gated = product.second != nullptr;
-  const int groups_rows = gated ? 32 : 64;
+  const int box_rows = gated ? kRows / 2 : kRows;
   WideArgs args{};
-  args.weight = row_groups_map(product.weight, product.n, product.k, groups_rows, S::kPieces);
-  if (gated) args.second = row_groups_map(product.second, product.n, product.k, groups_rows, S::kPieces);
-  args.x = columns_map(product.x, product.rows, product.k, product.x_stride, S::kTokens, S::kPieces);
+  args.weight = row_groups_map(product.weight, product.n, product.k, box_rows, kPieces);
+  if (gated) args.second = row_groups_map(product.second, product.n, product.k, box_rows, kPieces);
+  args.x = columns_map(product.x, product.rows, product.k, product.x_stride, S::kTokens, kPieces);
   take_over(product, args);
   args.gated = gated;
+  args.rounds_gated = product.rounds_gated;
   const uintptr_t out = reinterpret_cast<uintptr_t>(product.out != nullptr ? static_cast<void*>(product.out)
                                                                            : static_cast<void*>(product.out_half));
   args.aligned_out = product.out_stride % 4 == 0 && out % 16 == 0;
-  constexpr size_t kRoom = S::kClustered ? kClusteredBytes : kAloneBytes;
-  constexpr int kStages = static_cast<int>((kRoom - S::kSumBytes) / S::kStageBytes);
+  constexpr int kStages = static_cast<int>((kSharedBytes - S::kSumBytes) / S::kStageBytes);
   static_assert(kStages >= 3);
   args.stages = std::min(kStages, kStagesMax);
   const size_t bytes = S::kSumBytes + static_cast<size_t>(args.stages * S::kStageBytes);
   const auto kernel = wide_kernel<T, S>;
   TM_CUDA(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes)));
 
-  const int blocks = S::kClustered ? num_sms / kSlices * kSlices : num_sms;
-  LaunchConfig launch(static_cast<unsigned>(blocks), S::kThreads + 32, bytes, stream, true,
-                      S::kClustered ? kSlices : 1);
-  if (S::kClustered) {
-    const int outputs = gated ? S::kRows / 2 : S::kRows;
-    const int tiles = (args.n + outputs - 1) / outputs;
-    const int clusters = std::min(tiles, clusters_max<T, S>(launch.config, num_sms));
-    launch.config.gridDim.x = static_cast<unsigned>(clusters * kSlices);
-  }
+  LaunchConfig launch(static_cast<unsigned>(num_sms / kSlices * kSlices), kThreads + 32, bytes, stream, true, kSlices);
+  const int tiles = (args.n + box_rows - 1) / box_rows;
+  const int clusters = std::min(tiles, clusters_max<T, S>(launch.config, num_sms));
+  launch.config.gridDim.x = static_cast<unsigned>(clusters * kSlices);
   check_cuda(cudaLaunchKernelEx(&launch.config, kernel, args), "wide_linear");
 }
 
-using Few = Shape<16, 1, 2, true>;
-using Some = Shape<32, 1, 2, true>;
-using Tens = Shape<64, 1, 2, true>;
-using Many = Shape<128, 2, 1, false>;
+using Few = Shape<16>;
+using Some = Shape<32>;
+using Tens = Shape<64>;
 
 template <class T>
 void launch(const StreamProduct& product, int num_sms, cudaStream_t stream) {
   if (product.rows <= 16) return launch<T, Few>(product, num_sms, stream);
   if (product.rows <= 32) return launch<T, Some>(product, num_sms, stream);
-  if (product.rows <= kWideStreamRowsMax) return launch<T, Tens>(product, num_sms, stream);
-  launch<T, Many>(product, num_sms, stream);
+  launch<T, Tens>(product, num_sms, stream);
 }
 
 }  // namespace
@@ -413,6 +360,7 @@ bool can_widen(const StreamProduct& product) {
 
 void launch_wide_product(const StreamProduct& product, int num_sms, cudaStream_t stream) {
   TM_CHECK(product.rows >= 1 && can_widen(product));
+  if (product.rows > kWideRowsMax) return launch_sliced_product(product, num_sms, stream);
   if (product.dtype == DType::kF16) return launch<Float16>(product, num_sms, stream);
   launch<uint16_t>(product, num_sms, stream);
 }

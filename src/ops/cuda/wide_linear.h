@@ -6,7 +6,7 @@
 
 namespace tokenmill {
 
-constexpr int kWideStreamRowsMax = 64;  // above, weights are read again for every 128 rows
+constexpr int kWideRowsMax = 64;  // above, many_linear.h makes the same bits
 
 // Whether the weight's shape and the input's alignment will do; the number of rows does not matter.
 bool can_widen(const StreamProduct& product);

@@ -34,6 +34,20 @@ __device__ inline void wait_barrier(uint32_t barrier, uint32_t parity) {
       "r"(parity)
       : "memory");
 }
+// Whether it has.
+__device__ inline bool has_ended(uint32_t barrier, uint32_t parity) {
+  uint32_t done;
+  asm volatile(
+      "{\n"
+      ".reg .pred done;\n"
+      "mbarrier.test_wait.parity.shared::cta.b64 done, [%1], %2;\n"
+      "selp.u32 %0, 1, 0, done;\n"
+      "}"
+      : "=r"(done)
+      : "r"(barrier), "r"(parity)
+      : "memory");
+  return done != 0;
+}
 
 __device__ inline uint64_t evict_first_policy() {
   uint64_t policy;
@@ -55,6 +69,12 @@ __device__ inline void copy_box(uint32_t target, const CUtensorMap* map, int pie
       "[%0], [%1, {%2, %3, %4}], [%5], %6;" ::"r"(target),
       "l"(map), "r"(0), "r"(piece), "r"(row), "r"(barrier), "l"(policy)
       : "memory");
+}
+// The box that copy_box() takes, into the L2 cache.
+__device__ inline void prefetch_box(const CUtensorMap* map, int piece, int row) {
+  asm volatile("cp.async.bulk.prefetch.tensor.3d.L2.global.tile [%0, {%1, %2, %3}];" ::"l"(map), "r"(0), "r"(piece),
+               "r"(row)
+               : "memory");
 }
 // A box of a matrix seen as [k / 64][row][64], to the same place in all blocks of the cluster, whose barriers each
 // count its bytes.

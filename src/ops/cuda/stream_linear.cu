@@ -5,7 +5,7 @@
 //
 // The next kernel's blocks come as soon as there is room, and fill their ring before this one has ended. What was
 // slower: letting them come only when the last weights are under way; rings so small that two such blocks fit one
-// multiprocessor; prefetching more weights into L2.
+// multiprocessor; prefetching weights into L2 other than kAhead stages.
 //
 // Within a mma's 16 K the order of K is free so long as both operands agree: lane (g, t) takes 16 neighbouring bytes of
 // its row, for two mmas, instead of the pieces of 4 bytes the instruction is described with.
@@ -30,6 +30,8 @@ constexpr int kStagesMax = 16;
 // Stages of weights that a block has under way, though its ring holds more: what is asked for beyond the memory's rate
 // waits in queues that everything else, such as the input, waits behind. Two are too few, four no better.
 constexpr int kFlight = 3;
+// Stages fetched into the L2 cache while a full ring waits for the input, as the output product's for attention.
+constexpr int kAhead = 4;
 // More than half of a multiprocessor's, so that two of these blocks never share one and leave another without; and
 // little enough for a block of attention's beside it.
 constexpr size_t kSharedBytes = size_t{154} << 10;
@@ -51,12 +53,25 @@ struct StreamArgs {
   int64_t out_stride;
   int stages, stage_bytes;
   int flight;  // stages of weights under way at most
+  int ahead;   // stages fetched into the L2 cache while the ring is full
 };
 
 // One warp for weights, and one for the input where it is copied.
-constexpr int block_threads(Input input) { return kThreads + (input == Input::kRounded ? 64 : 32); }
+template <Input kInput>
+constexpr int kBlockThreads = kThreads + (kInput == Input::kRounded ? 64 : 32);
 
 __device__ inline void sync_multipliers() { asm volatile("bar.sync 1, %0;" ::"n"(kThreads) : "memory"); }
+
+// Between the warp that makes the barriers and those that use them: it goes on to the first weights at once, and who
+// waits for the input needs no barrier before that is there.
+template <Input kInput>
+__device__ void arrive_with_barriers() {
+  asm volatile("bar.arrive 2, %0;" ::"n"(kBlockThreads<kInput>) : "memory");
+}
+template <Input kInput>
+__device__ void wait_for_barriers() {
+  asm volatile("bar.sync 2, %0;" ::"n"(kBlockThreads<kInput>) : "memory");
+}
 
 // Rows of fp32 input in shared memory: an odd multiple of 64 bytes, so that neighbours lie in different banks.
 __host__ __device__ inline int float_row_bytes(int k) { return k * 2 + 64; }
@@ -75,51 +90,110 @@ struct Walk {
     const int own = static_cast<int>(blockIdx.x) < tiles ? (tiles - 1 - blockIdx.x) / gridDim.x + 1 : 0;
     total = own * pieces;
   }
-  __device__ int tile(int i) const { return blockIdx.x + i / pieces * gridDim.x; }
-  __device__ int piece(int i) const { return i % pieces; }
 };
 
-template <int kPiece, bool kGated>
-struct WeightFiller {
-  static constexpr int kWeightBytes = kTileRows * kPiece * 2, kMapPieces = kPiece / 64;
-  const StreamArgs& args;
-  uint32_t ring;
-  Barriers barriers;
-  Walk walk;
-  uint64_t once = evict_first_policy();
-
-  __device__ void fill(int begin, int end) const {
-    for (int i = begin; i < end; ++i) {
-      const int stage = i % args.stages, round = i / args.stages;
-      if (round > 0) wait_barrier(barriers.empty + 8 * stage, (round - 1) & 1);
-      if (i >= args.flight) {
-        const int before = i - args.flight;
-        wait_barrier(barriers.full + 8 * (before % args.stages), before / args.stages & 1);
-      }
-      const uint32_t target = ring + stage * args.stage_bytes, barrier = barriers.full + 8 * stage;
-      const int tile = walk.tile(i), piece = walk.piece(i) * kMapPieces;
-      expect_bytes(barrier, kWeightBytes);
-      if constexpr (kGated) {
-        copy_box(target, &args.weight, piece, tile * 8, barrier, once);
-        copy_box(target + kWeightBytes / 2, &args.second, piece, tile * 8, barrier, once);
-      } else {
-        copy_box(target, &args.weight, piece, tile * kTileRows, barrier, once);
-      }
+// A place in the ring and the parity of the phase it is in, stage by stage.
+struct Turn {
+  int stage = 0;
+  uint32_t parity = 0;
+  __device__ void step(int stages) {
+    if (++stage == stages) {
+      stage = 0;
+      parity ^= 1;
     }
   }
+};
+
+// How soon a copy follows the one that made room for it decides the rate: the thread has what comes next at hand.
+template <int kPiece, bool kGated>
+class WeightFiller {
+ public:
+  __device__ WeightFiller(const StreamArgs& args, uint32_t ring, const Barriers& barriers, const Walk& walk)
+      : args_(args),
+        ring_(ring),
+        barriers_(barriers),
+        pieces_(walk.pieces * kMapPieces),
+        left_(walk.total),
+        next_{0, static_cast<int>(blockIdx.x) * kBoxRows},
+        once_(evict_first_policy()) {}
+
+  __device__ void fill() {
+    const int total = left_, flight = min(total, min(args_.flight, args_.stages));
+    while (left_ > total - flight) copy_next();
+    Turn arriving;
+    // The first round finds all stages free.
+    while (left_ > max(total - args_.stages, 0)) {
+      wait_barrier(barriers_.full + 8 * arriving.stage, arriving.parity);
+      arriving.step(args_.stages);
+      copy_next();
+    }
+    if (left_ > 0 && !has_ended(barriers_.empty, 0)) fetch_ahead();
+    while (left_ > 0) {
+      wait_barrier(barriers_.empty + 8 * turn_.stage, turn_.parity ^ 1);
+      wait_barrier(barriers_.full + 8 * arriving.stage, arriving.parity);
+      arriving.step(args_.stages);
+      copy_next();
+    }
+  }
+
+ private:
+  static constexpr int kWeightBytes = kTileRows * kPiece * 2, kMapPieces = kPiece / 64;
+  static constexpr int kBoxRows = kGated ? kTileRows / 2 : kTileRows;
+  struct Box {
+    int piece, row;
+  };
+
+  __device__ void step(Box& box) const {
+    box.piece += kMapPieces;
+    if (box.piece < pieces_) return;
+    box.piece = 0;
+    box.row += gridDim.x * kBoxRows;
+  }
+
+  // The ring is full and the input is not there: the memory would have nothing to do.
+  __device__ void fetch_ahead() const {
+    Box box = next_;
+    for (int i = min(left_, args_.ahead); i > 0; --i) {
+      prefetch_box(&args_.weight, box.piece, box.row);
+      if constexpr (kGated) prefetch_box(&args_.second, box.piece, box.row);
+      step(box);
+    }
+  }
+
+  __device__ void copy_next() {
+    const uint32_t target = ring_ + turn_.stage * args_.stage_bytes, barrier = barriers_.full + 8 * turn_.stage;
+    expect_bytes(barrier, kWeightBytes);
+    copy_box(target, &args_.weight, next_.piece, next_.row, barrier, once_);
+    if constexpr (kGated) copy_box(target + kWeightBytes / 2, &args_.second, next_.piece, next_.row, barrier, once_);
+    turn_.step(args_.stages);
+    step(next_);
+    --left_;
+  }
+
+  const StreamArgs& args_;
+  const uint32_t ring_;
+  const Barriers barriers_;
+  const int pieces_;
+  int left_;
+  Box next_;
+  Turn turn_;
+  const uint64_t once_;
 };
 
 template <int kPiece>
 __device__ void fill_inputs(const StreamArgs& args, uint32_t ring, const Barriers& barriers, const Walk& walk) {
   const uint64_t often = evict_last_policy();
   wait_for_previous();
+  Turn turn;
+  int piece = 0;
   for (int i = 0; i < walk.total; ++i) {
-    const int stage = i % args.stages, round = i / args.stages;
-    if (round > 0) wait_barrier(barriers.empty + 8 * stage, (round - 1) & 1);
-    const uint32_t barrier = barriers.came + 8 * stage;
+    wait_barrier(barriers.empty + 8 * turn.stage, turn.parity ^ 1);
+    const uint32_t barrier = barriers.came + 8 * turn.stage;
     expect_bytes(barrier, args.rows * kPiece * 2);
-    copy_box(ring + stage * args.stage_bytes + kTileRows * kPiece * 2, &args.x, walk.piece(i) * (kPiece / 64), 0,
-             barrier, often);
+    copy_box(ring + turn.stage * args.stage_bytes + kTileRows * kPiece * 2, &args.x, piece * (kPiece / 64), 0, barrier,
+             often);
+    turn.step(args.stages);
+    if (++piece == walk.pieces) piece = 0;
   }
 }
 
@@ -247,7 +321,7 @@ __device__ void finish_tile(const StreamArgs& args, int tile, const float* sums,
 
 // kBlocks blocks of eight input rows.
 template <class T, int kBlocks, int kPiece, bool kGated, Input kInput>
-__global__ void __launch_bounds__(block_threads(kInput)) stream_kernel(const __grid_constant__ StreamArgs args) {
+__global__ void __launch_bounds__(kBlockThreads<kInput>) stream_kernel(const __grid_constant__ StreamArgs args) {
 #if __CUDA_ARCH__ >= 900
   constexpr int kWeightBytes = kTileRows * kPiece * 2, kRowBytes = kPiece * 2;
   extern __shared__ __align__(1024) uint8_t shared[];
@@ -260,23 +334,19 @@ __global__ void __launch_bounds__(block_threads(kInput)) stream_kernel(const __g
   const Walk walk(tiles, pieces);
   let_next_start();
   if (warp == kWarps) {
-    const WeightFiller<kPiece, kGated> weights{args, ring, barriers, walk};
-    const int ahead = min(walk.total, min(args.flight, args.stages));
-    if (lane == 0) {
-      for (int stage = 0; stage < args.stages; ++stage) {
-        init_barrier(barriers.full + 8 * stage, 1);
-        init_barrier(barriers.came + 8 * stage, 1);
-        init_barrier(barriers.empty + 8 * stage, kWarps);
-      }
+    if (lane < args.stages) {
+      init_barrier(barriers.full + 8 * lane, 1);
+      init_barrier(barriers.came + 8 * lane, 1);
+      init_barrier(barriers.empty + 8 * lane, kWarps);
       fence_barriers();
-      weights.fill(0, ahead);
     }
-    __syncthreads();
-    if (lane == 0) weights.fill(ahead, walk.total);
+    __syncwarp();
+    arrive_with_barriers<kInput>();
+    if (lane == 0) WeightFiller<kPiece, kGated>(args, ring, barriers, walk).fill();
     return;
   }
-  __syncthreads();
   if (kInput == Input::kRounded && warp > kWarps) {
+    wait_for_barriers<kInput>();
     if (lane == 0) fill_inputs<kPiece>(args, ring, barriers, walk);
     return;
   }
@@ -289,6 +359,7 @@ __global__ void __launch_bounds__(block_threads(kInput)) stream_kernel(const __g
   } else {
     round_input<T, kInput>(args, input);
   }
+  wait_for_barriers<kInput>();
 
   const int g = lane / 4, t = lane % 4;
   float* sums = first_sums;
@@ -381,9 +452,10 @@ void launch(const StreamProduct& product, int num_sms, cudaStream_t stream) {
   args.stages = layout.stages;
   args.stage_bytes = layout.stage_bytes;
   args.flight = kBlocks == 1 ? kFlight : layout.stages;
+  args.ahead = kBlocks == 1 ? kAhead : 0;
   const auto kernel = stream_kernel<T, kBlocks, kPiece, kGated, kInput>;
   TM_CUDA(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(layout.bytes)));
-  launch_early<StreamArgs>("stream_linear", kernel, dim3(static_cast<unsigned>(num_sms)), dim3(block_threads(kInput)),
+  launch_early<StreamArgs>("stream_linear", kernel, dim3(static_cast<unsigned>(num_sms)), dim3(kBlockThreads<kInput>),
                            layout.bytes, stream, true, args);
 }
 

@@ -325,6 +325,7 @@ bool CudaBackend::attend_by_tensor_cores(const AttentionArgs& args) {
       .num_partials = schedule.num_partials,
       .counters = counters_.get<int>(static_cast<size_t>(schedule.num_units) * heads, stream()),
       .stages = schedule.stages,
+      .two_tiles = schedule.two_tiles,
       .cos = nullptr,
       .sin = nullptr,
       .rope_stride = 0};

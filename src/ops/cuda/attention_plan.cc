@@ -101,6 +101,7 @@ void CudaBackend::StepPlan::fill_tensor(CudaAttentionSchedule& schedule, int num
   const int64_t blocks = static_cast<int64_t>(schedule.items.size()) * schedule.kv_heads;
   const int64_t stages_max = blocks <= 2 * num_sms ? 2 : kTensorAttentionStagesMax;
   schedule.stages = static_cast<int32_t>(std::min(tiles_max, stages_max));
+  schedule.two_tiles = tiles_max == 2 && blocks <= num_sms;
 }
 
 void CudaBackend::StepPlan::fill_plain(CudaAttentionSchedule& schedule, int num_sms) const {
@@ -151,7 +152,8 @@ void CudaBackend::StepPlan::fill(CudaAttentionSchedule& schedule, int num_sms) c
 uint64_t CudaBackend::StepPlan::shape() const {
   uint64_t shape = 0;
   for (const CudaAttentionSchedule& schedule : schedules) {
-    shape = (shape * 65537 + schedule.items.size()) * 4 + static_cast<uint64_t>(schedule.stages);
+    const uint64_t kernel = 2 * static_cast<uint64_t>(schedule.stages) + (schedule.two_tiles ? 1 : 0);
+    shape = (shape * 65537 + schedule.items.size()) * 8 + kernel;
   }
   return shape;
 }

@@ -33,7 +33,8 @@ struct CudaAttentionSchedule {
   std::vector<CudaAttentionItem> items, many_items;  // many_items: tensor only, of sequences with many new tokens
   int64_t many_keys = 0;                             // of those sequences
   int32_t num_units = 0, num_partials = 0;
-  int32_t stages = 0;  // tensor: tiles of keys in shared memory
+  int32_t stages = 0;      // tensor: tiles of keys in shared memory
+  bool two_tiles = false;  // tensor: the longest split of `items` has two tiles, and few blocks are at work
   const CudaAttentionItem *device_items = nullptr, *device_many_items = nullptr;
 };
 

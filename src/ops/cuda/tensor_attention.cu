@@ -1,5 +1,6 @@
 // Two kernels over one core. Rows of few queries: the query heads of a KV head are the rows of one 16-row product,
-// each of the four warps takes 16 of a tile's 64 keys, long rows are split over blocks and merged by the last one.
+// each of four warps takes 16 of a tile's 64 keys, four more those of the second tile where there are two; long rows
+// are split over blocks and merged by the last one.
 // Rows of many queries: each of the eight warps has 16 (query, head) rows of its own and takes all keys of a tile.
 #include "ops/cuda/tensor_attention.h"
 
@@ -14,13 +15,11 @@
 namespace tokenmill {
 namespace {
 
-constexpr int kFewWarps = 4, kManyWarps = kTensorManyRows / 16;
-template <int kDim>
-constexpr int kMergeStride = kDim + 4;
+constexpr int kTileWarps = 4, kManyWarps = kTensorManyRows / 16;
 
-template <int kDim>
+template <int kDim, int kGroups>
 constexpr size_t few_shared_bytes(int stages) {
-  return 16 * kDim * 2 + std::max(stages * kStageBytes<kDim>, kFewWarps * 16 * kMergeStride<kDim> * 4);
+  return 16 * kDim * 2 + std::max(stages * kStageBytes<kDim>, kGroups * kTileWarps * 16 * kDim * 4);
 }
 template <int kDim>
 constexpr size_t many_shared_bytes(int stages) {
@@ -125,17 +124,82 @@ __device__ void merge_splits(const W& work, const float* partials) {
   }
 }
 
-template <class T, int kDim, bool kRotate>
-__global__ void __launch_bounds__(32 * kFewWarps) few_rows_kernel(const TensorAttentionArgs args) {
+// The warps' sums in shared memory, [warp][16][kDim] in the ring, and their peaks and totals.
+template <int kDim, int kWarps>
+struct WarpSums {
+  float (*peaks)[16];
+  float (*totals)[16];
+  float* sums;
+
+  // Runs of eight dimensions change places by the row, so that rows lie in different banks.
+  __device__ static int at(int warp, int r, int d) { return (warp * 16 + r) * kDim + (d ^ (r & 7) * 8); }
+  __device__ void put(const RowSums<kDim>& state) const {
+    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      float total = state.total[half];
+      total += __shfl_xor_sync(0xffffffffu, total, 1);
+      total += __shfl_xor_sync(0xffffffffu, total, 2);
+      const int r = g + half * 8;
+      if (t == 0) {
+        peaks[warp][r] = state.peak[half];
+        totals[warp][r] = total;
+      }
+#pragma unroll
+      for (int n = 0; n < kDim / 8; ++n) {
+        *reinterpret_cast<float2*>(sums + at(warp, r, n * 8 + 2 * t)) = {state.sums[n][half * 2],
+                                                                         state.sums[n][half * 2 + 1]};
+      }
+    }
+  }
+
+  // Rows of the output where the block saw all keys, else of its partial result.
+  template <class W>
+  __device__ void write(const W& work, float* partials) const {
+    constexpr int kFloats = kTensorFewRows * (kDim + 2);
+    for (int i = threadIdx.x; i < work.count * (kDim / 4); i += 32 * kWarps) {
+      const int r = i / (kDim / 4), d = i % (kDim / 4) * 4;
+      float best = peaks[0][r], total = 0;
+#pragma unroll
+      for (int w = 1; w < kWarps; ++w) best = fmaxf(best, peaks[w][r]);
+      float4 v{};
+#pragma unroll
+      for (int w = 0; w < kWarps; ++w) {
+        const float factor = exp2_fast(peaks[w][r] - best);
+        const float4 o = *reinterpret_cast<const float4*>(sums + at(w, r, d));
+        v = {v.x + factor * o.x, v.y + factor * o.y, v.z + factor * o.z, v.w + factor * o.w};
+        total += factor * totals[w][r];
+      }
+      if (work.item.num_splits == 1) {
+        work.put(r, d, v, 1.0f / total);
+        continue;
+      }
+      float* const partial = partials + work.item.split * kFloats;
+      __stcg(reinterpret_cast<float4*>(partial + r * kDim + d), v);
+      if (d == 0) {
+        __stcg(partial + 16 * kDim + r, best);
+        __stcg(partial + 16 * kDim + 16 + r, total);
+      }
+    }
+  }
+};
+
+// kGroups groups of four warps take the tiles by turns: more than one where all tiles are there at once.
+template <class T, int kDim, int kGroups, bool kRotate>
+__global__ void __launch_bounds__(32 * kGroups * kTileWarps, kGroups) few_rows_kernel(const TensorAttentionArgs args) {
+  constexpr int kWarps = kGroups * kTileWarps;
   extern __shared__ __align__(128) uint8_t shared[];
-  __shared__ float peaks[kFewWarps][16], totals[kFewWarps][16];
+  __shared__ float peaks[kWarps][16], totals[kWarps][16];
   __shared__ bool is_last;
   uint8_t* const ring = shared + 16 * kDim * 2;
   let_next_start();
-  const Work<T, kDim, 32 * kFewWarps> work(args, shared_address(ring), kTensorFewRows);
+  const Work<T, kDim, 32 * kWarps> work(args, shared_address(ring), kTensorFewRows);
   if (work.item.num_splits == 0) return wait_for_previous();
-  // What the cache held before this step is fetched while the kernel before this one still runs.
   const int fetched = min(work.tiles, args.stages);
+  const WarpSums<kDim, kWarps> warp_sums{peaks, totals, reinterpret_cast<float*>(ring)};
+  constexpr int kFloats = kTensorFewRows * (kDim + 2);
+  float* const partials = args.partials + (int64_t{blockIdx.y} * args.num_partials + work.item.partial) * kFloats;
+  // What the cache held before this step is fetched while the kernel before this one still runs.
   for (int tile = 0; tile < fetched; ++tile) {
     work.fetch(tile, 0, work.past);
     commit_copies();
@@ -154,56 +218,21 @@ __global__ void __launch_bounds__(32 * kFewWarps) few_rows_kernel(const TensorAt
   __syncthreads();
   uint32_t q[kDim / 16][4];
   load_query_fragments<kDim>(q, shared_address(shared), 0);
-  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
   RowSums<kDim> state;
-  for_each_tile(work, [&](int tile) { attend_tile<kDim, 16>(work, q, tile, 0, warp * 16, state); });
-
+  const int warp = threadIdx.x / 32, first_key = warp % kTileWarps * 16;
+  if constexpr (kGroups == 1) {
+    for_each_tile(work, [&](int tile) { attend_tile<kDim, 16>(work, q, tile, 0, first_key, state); });
+  } else {
+    wait_copies<0>();
+    __syncthreads();
+    const int tile = warp / kTileWarps;
+    if (tile < work.tiles) attend_tile<kDim, 16>(work, q, tile, 0, first_key, state);
+  }
   wait_copies<0>();
   __syncthreads();
-  float* const sums = reinterpret_cast<float*>(ring);  // [warp][16][kMergeStride]
-#pragma unroll
-  for (int half = 0; half < 2; ++half) {
-    float total = state.total[half];
-    total += __shfl_xor_sync(0xffffffffu, total, 1);
-    total += __shfl_xor_sync(0xffffffffu, total, 2);
-    const int r = g + half * 8;
-    if (t == 0) {
-      peaks[warp][r] = state.peak[half];
-      totals[warp][r] = total;
-    }
-#pragma unroll
-    for (int n = 0; n < kDim / 8; ++n) {
-      *reinterpret_cast<float2*>(sums + (warp * 16 + r) * kMergeStride<kDim> + n * 8 + 2 * t) = {
-          state.sums[n][half * 2], state.sums[n][half * 2 + 1]};
-    }
-  }
+  warp_sums.put(state);
   __syncthreads();
-  constexpr int kFloats = kTensorFewRows * (kDim + 2);
-  float* const partials = args.partials + (int64_t{blockIdx.y} * args.num_partials + work.item.partial) * kFloats;
-  for (int i = threadIdx.x; i < work.count * (kDim / 4); i += 32 * kFewWarps) {
-    const int r = i / (kDim / 4), d = i % (kDim / 4) * 4;
-    float best = peaks[0][r], total = 0;
-#pragma unroll
-    for (int w = 1; w < kFewWarps; ++w) best = fmaxf(best, peaks[w][r]);
-    float4 v{};
-#pragma unroll
-    for (int w = 0; w < kFewWarps; ++w) {
-      const float factor = exp2_fast(peaks[w][r] - best);
-      const float4 o = *reinterpret_cast<const float4*>(sums + (w * 16 + r) * kMergeStride<kDim> + d);
-      v = {v.x + factor * o.x, v.y + factor * o.y, v.z + factor * o.z, v.w + factor * o.w};
-      total += factor * totals[w][r];
-    }
-    if (work.item.num_splits == 1) {
-      work.put(r, d, v, 1.0f / total);
-      continue;
-    }
-    float* const partial = partials + work.item.split * kFloats;
-    __stcg(reinterpret_cast<float4*>(partial + r * kDim + d), v);
-    if (d == 0) {
-      __stcg(partial + 16 * kDim + r, best);
-      __stcg(partial + 16 * kDim + 16 + r, total);
-    }
-  }
+  warp_sums.write(work, partials);
   if (work.item.num_splits == 1) return;
   __threadfence();
   __syncthreads();
@@ -270,10 +299,18 @@ void launch(const char* name, void (*kernel)(TensorAttentionArgs), int warps, si
   launch_early(name, kernel, grid, dim3(static_cast<unsigned>(32 * warps)), bytes, stream, early, args);
 }
 
+template <class T, int kDim, int kGroups>
+void launch_groups(const TensorAttentionArgs& args, int num_items, cudaStream_t stream, bool early) {
+  const auto kernel =
+      args.cos != nullptr ? few_rows_kernel<T, kDim, kGroups, true> : few_rows_kernel<T, kDim, kGroups, false>;
+  launch("attention", kernel, kGroups * kTileWarps, few_shared_bytes<kDim, kGroups>(args.stages), args, num_items,
+         stream, early);
+}
+
 template <class T, int kDim>
 void launch_few(const TensorAttentionArgs& args, int num_items, cudaStream_t stream, bool early) {
-  launch("attention", args.cos != nullptr ? few_rows_kernel<T, kDim, true> : few_rows_kernel<T, kDim, false>, kFewWarps,
-         few_shared_bytes<kDim>(args.stages), args, num_items, stream, early);
+  const auto run = args.two_tiles ? launch_groups<T, kDim, 2> : launch_groups<T, kDim, 1>;
+  run(args, num_items, stream, early);
 }
 
 template <class T, int kDim>

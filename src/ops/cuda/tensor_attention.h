@@ -29,6 +29,7 @@ struct TensorAttentionArgs {
   int num_partials;
   int* counters;
   int stages;
+  bool two_tiles;  // no block has more; of launch_few_row_attention() only
   // Rows of one query: q is the product itself, not rotated yet, and the new key and value are still to be written.
   // Null: q is rotated and all keys are there.
   const float *cos, *sin;

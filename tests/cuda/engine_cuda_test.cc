@@ -1,18 +1,18 @@
-// The engine on a CUDA device: the same answers as on the CPU, with and without graphs, alone and in a batch; what it
-// says of memory; several engines on one card; and what it says where there is no device.
+// The engine on a CUDA device: the same answers as on the CPU, with and without graphs and overlap, alone and in a
+// batch; and what becomes of it when a kernel fails.
 #include <gtest/gtest.h>
 
 #include <algorithm>
 #include <atomic>
 #include <cstdio>
 #include <cstdlib>
-#include <filesystem>
 #include <functional>
 #include <mutex>
 #include <random>
 #include <string>
 
 #include "checkpoint/checkpoint.h"
+#include "cuda/engine_cuda_testing.h"
 #include "engine/engine_core.h"
 #include "engine/engine_impl.h"
 #include "engine/resolve_args.h"
@@ -20,77 +20,9 @@
 #include "ops/backend_registry.h"
 #include "runner/model_runner.h"
 #include "tokenmill/engine.h"
-#include "util/expect_error.h"
 
 namespace tokenmill::testing {
 namespace {
-
-const std::filesystem::path kTinyFolder = std::filesystem::path(TOKENMILL_TEST_DATA) / "tiny";
-
-ServerArgs args_for(const std::string& model, const std::string& device, const std::string& dtype = "float32") {
-  ServerArgs args;
-  args.model_path = (kTinyFolder / model).string();
-  args.device = device;
-  args.dtype = dtype;
-  args.skip_tokenizer_init = true;
-  args.log_level = "error";
-  args.max_total_tokens = 1 << 14;
-  args.max_running_requests = 64;
-  args.random_seed = 1;
-  return args;
-}
-
-std::vector<Request> random_requests(size_t count, int64_t vocab, int64_t new_tokens, uint64_t seed) {
-  std::mt19937_64 generator(seed);
-  std::vector<Request> requests(count);
-  for (Request& request : requests) {
-    std::vector<int32_t> ids(1 + generator() % 90);
-    for (int32_t& id : ids) id = static_cast<int32_t>(generator() % static_cast<uint64_t>(vocab));
-    request.input_ids = std::move(ids);
-    request.sampling_params.max_new_tokens = new_tokens;
-    request.sampling_params.temperature = 0;
-    request.sampling_params.ignore_eos = true;
-  }
-  return requests;
-}
-
-std::vector<std::vector<int32_t>> ids_of(const std::vector<Output>& outputs) {
-  std::vector<std::vector<int32_t>> ids;
-  for (const Output& output : outputs) ids.push_back(output.output_ids);
-  return ids;
-}
-
-std::vector<std::vector<int32_t>> alone(Engine& engine, const std::vector<Request>& requests) {
-  std::vector<std::vector<int32_t>> ids;
-  for (const Request& request : requests) ids.push_back(engine.generate(request).at(0).output_ids);
-  return ids;
-}
-
-int64_t count_differing(const std::vector<std::vector<int32_t>>& a, const std::vector<std::vector<int32_t>>& b) {
-  int64_t differing = 0;
-  for (size_t i = 0; i < a.size(); ++i) differing += a[i] != b[i];
-  return differing;
-}
-
-class EngineCuda : public ::testing::Test {
- protected:
-  void SetUp() override {
-    if (num_cuda_devices() == 0) GTEST_SKIP() << "not run: no CUDA device";
-  }
-};
-
-TEST(EngineCudaErrors, WithoutADeviceTheErrorSaysSo) {
-  if (num_cuda_devices() > 0) GTEST_SKIP() << "not run: there is a CUDA device";
-  const ServerArgs args = args_for("stories260k", "cuda");
-  if (has_cuda()) {
-    EXPECT_LOAD_ERROR(Engine{args}, ErrorKind::kRuntime, "No CUDA device", "device='cpu'");
-  } else {
-    EXPECT_LOAD_ERROR(Engine{args}, ErrorKind::kUnsupported, "needs a build with CUDA");
-  }
-  ServerArgs any = args;
-  any.device.reset();
-  EXPECT_EQ(Engine(any).server_args().device, "cpu");
-}
 
 TEST_F(EngineCuda, GreedyIsTheCpusInFloat32) {
   Engine cpu(args_for("stories260k", "cpu")), cuda(args_for("stories260k", "cuda"));
@@ -222,93 +154,6 @@ TEST_F(EngineCuda, SharedPrefixesRetractionsAndChunks) {
   }
   EXPECT_EQ(ids_of(engine.generate(requests)), ids_of(cpu.generate(requests)));
   EXPECT_EQ(ids_of(engine.generate(requests)), ids_of(cpu.generate(requests)));  // over what the cache holds
-}
-
-TEST_F(EngineCuda, DefaultsAreTheDevices) {
-  ServerArgs args = args_for("stories260k", "cuda");
-  args.device.reset();
-  args.max_running_requests.reset();
-  Engine engine(args);
-  EXPECT_EQ(engine.server_args().device, "cuda");
-  EXPECT_EQ(engine.server_args().page_size, 16);
-  EXPECT_EQ(engine.server_args().chunked_prefill_size, 8192);
-  EXPECT_EQ(engine.server_args().max_running_requests, 4097);  // 16,384 tokens for contexts of 512
-  EXPECT_EQ(engine.server_args().enable_deterministic_inference, false);
-}
-
-TEST_F(EngineCuda, PoolByMemFractionStatic) {
-  ServerArgs args = args_for("llama-untied", "cuda", "bfloat16");
-  args.max_total_tokens.reset();
-  args.mem_fraction_static = 0.02;
-  int64_t tokens = 0;
-  {
-    Engine engine(args);
-    tokens = *engine.server_args().max_total_tokens;
-    EXPECT_GT(tokens, 100'000);
-    EXPECT_EQ(engine.generate(random_requests(1, 100, 4, 1)).at(0).output_ids.size(), 4u);
-  }
-  args.mem_fraction_static = 0.04;
-  EXPECT_NEAR(static_cast<double>(*Engine(args).server_args().max_total_tokens), 2.0 * static_cast<double>(tokens),
-              0.1 * static_cast<double>(tokens));
-  args.max_total_tokens = int64_t{1} << 40;
-  EXPECT_LOAD_ERROR(Engine{args}, ErrorKind::kRuntime, "Not enough memory. Please try to increase mem_fraction_static",
-                    "max_total_tokens");
-}
-
-TEST_F(EngineCuda, NoSuchDevice) {
-  EXPECT_LOAD_ERROR(Engine{args_for("stories260k", "cuda:99")}, ErrorKind::kRuntime, "There is no CUDA device 99");
-}
-
-TEST_F(EngineCuda, TwentyEnginesReturnTheirMemory) {
-  const auto available = [] { return make_backend("cuda", CpuOptions{})->available_memory(); };
-  ServerArgs args = args_for("llama-tied", "cuda", "bfloat16");
-  args.max_total_tokens = 1 << 18;
-  const auto use = [&] { Engine(args).generate(random_requests(6, 100, 12, 2)); };
-  use();
-  const int64_t before = available();
-  for (int i = 0; i < 20; ++i) use();
-  std::printf("[ device   ] %.1f MiB available after the first engine, %.1f MiB after twenty more\n",
-              static_cast<double>(before) / (1 << 20), static_cast<double>(available()) / (1 << 20));
-  EXPECT_GE(available(), before - (8 << 20));
-}
-
-TEST_F(EngineCuda, SeveralEnginesOnOneCard) {
-  Engine first(args_for("stories260k", "cuda")), second(args_for("qwen3", "cuda:0", "bfloat16"));
-  const auto requests = random_requests(20, std::min(first.vocab_size(), second.vocab_size()), 40, 13);
-  const auto want_first = ids_of(first.generate(requests)), want_second = ids_of(second.generate(requests));
-  for (int round = 0; round < 3; ++round) {
-    auto one = first.generate_async(requests), two = second.generate_async(requests);
-    EXPECT_EQ(ids_of(one.get()), want_first);
-    EXPECT_EQ(ids_of(two.get()), want_second);
-  }
-}
-
-TEST_F(EngineCuda, TwoCardsAtOnce) {
-  if (num_cuda_devices() < 2) GTEST_SKIP() << "not run: there is one CUDA device";
-  const auto available = [](const char* device) { return make_backend(device, CpuOptions{})->available_memory(); };
-  (void)available("cuda:1");  // what a card needs to be used at all is taken now
-  const int64_t first_card = available("cuda:0"), second_card = available("cuda:1");
-  {
-    ServerArgs args = args_for("llama-untied", "cuda:1", "bfloat16");
-    args.max_total_tokens = 1 << 20;
-    Engine second(args);
-    EXPECT_GT(available("cuda:0"), first_card - (64 << 20)) << "memory of the other card";
-    args.device = "cuda:0";
-    Engine first(args);
-    auto requests = random_requests(60, first.vocab_size(), 40, 37);
-    for (size_t i = 0; i < requests.size(); i += 2) {
-      requests[i].sampling_params.temperature = 1;
-      requests[i].sampling_params.sampling_seed = i;
-    }
-    const auto want = ids_of(first.generate(requests));
-    for (int round = 0; round < 3; ++round) {
-      auto one = first.generate_async(requests), two = second.generate_async(requests);
-      EXPECT_EQ(ids_of(one.get()), want);
-      EXPECT_EQ(ids_of(two.get()), want);
-    }
-  }
-  EXPECT_GT(available("cuda:0"), first_card - (64 << 20));
-  EXPECT_GT(available("cuda:1"), second_card - (64 << 20));
 }
 
 // Not a promise, but a number to know: without deterministic inference the batch may change the last bits of logits.

@@ -90,23 +90,30 @@ Ids byte_ids(const Tokenizer& tokenizer) {
   return ids;
 }
 
-// Bytes of characters and bytes that are none, in runs of any length, among other tokens and special ones.
+// Bytes of characters and bytes that are none, in runs of any length, among other tokens and special ones. Some
+// vocabularies lack bytes that no character has.
 Ids random_bytes_among_ids(const Ids& bytes, const Tokenizer& tokenizer, std::mt19937& random) {
   const std::string_view kCharacters[] = {"\n", "A", "é", "日", "\xed\x9f\xbf", "🚀", "\xf4\x8f\xbf\xbf"};
-  const auto push = [&](Ids& ids, std::string_view text) {
-    for (const char c : text) ids.push_back(bytes[static_cast<unsigned char>(c)]);
-  };
   Ids ids;
+  const auto push = [&](std::string_view text) {
+    for (const char c : text) {
+      const int32_t id = bytes[static_cast<unsigned char>(c)];
+      if (id >= 0) ids.push_back(id);
+    }
+  };
   for (size_t n = random() % 30; n > 0; --n) {
     const std::string_view character = kCharacters[random() % std::size(kCharacters)];
     const uint32_t kind = random() % 16;
     if (kind < 8) {
-      push(ids, character);
+      push(character);
     } else if (kind < 10) {  // its beginning, or its end
       const size_t cut = random() % character.size();
-      push(ids, kind == 8 ? character.substr(0, cut) : character.substr(cut));
+      push(kind == 8 ? character.substr(0, cut) : character.substr(cut));
     } else if (kind == 10) {
-      for (size_t i = random() % (n == 3 ? 150 : 6); i > 0; --i) ids.push_back(bytes[0x80 + random() % 0x80]);
+      for (size_t i = random() % (n == 3 ? 150 : 6); i > 0; --i) {
+        const char byte = static_cast<char>(0x80 + random() % 0x80);
+        push({&byte, 1});
+      }
     } else if (kind == 11) {
       ids.push_back(static_cast<int32_t>(random() % 3));  // special
     } else {
@@ -120,7 +127,7 @@ Ids random_bytes_among_ids(const Ids& bytes, const Tokenizer& tokenizer, std::mt
 void check_random_bytes(const std::shared_ptr<const Tokenizer>& tokenizer, int trials) {
   std::mt19937 random(9);
   const Ids bytes = byte_ids(*tokenizer);
-  ASSERT_EQ(std::ranges::count(bytes, -1), 0);
+  for (const char c : std::string_view("\nAé日🚀")) ASSERT_GE(bytes[static_cast<unsigned char>(c)], 0);
   for (int trial = 0; trial < trials; ++trial) {
     const TextStreamOptions options{.skip_special_tokens = trial % 2 == 0};
     const Ids ids = random_bytes_among_ids(bytes, *tokenizer, random);

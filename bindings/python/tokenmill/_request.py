@@ -206,7 +206,8 @@ def _options(sampling_params: Any, fields: Dict[str, Any], token_ids_logprob: An
         try:
             options.append(maker.make(per_prompt_params[i] if per_prompt_params is not None else sampling_params, row))
         except (TypeError, ValueError) as error:
-            raise type(error)(f"{error} (of the prompt at position {first + i})") from None
+            kind = TypeError if isinstance(error, TypeError) else ValueError
+            raise kind(f"{error} (of the prompt at position {first + i})") from None
     return options
 
 

@@ -46,7 +46,8 @@ template <int kColsIn, int kClusterIn, bool kSlicedIn>
 struct Shape {
   static constexpr int kCols = kColsIn, kCluster = kClusterIn;
   static constexpr bool kSliced = kSlicedIn;
-  static constexpr int kSums = kCols / 2;  // of a lane
+  static constexpr int kSums = kCols / 2;           // of a lane
+  static_assert(kSums * (kSliced ? 2 : 1) <= 192);  // of its registers: a slice's sums and the total
   static constexpr int kInputBytes = kRows * 128, kHalfBytes = kCols / 2 * 128;
   static constexpr int kStageBytes = kInputBytes + 2 * kHalfBytes;
   static constexpr int kStages = kRingBytes / kStageBytes, kBytes = kStages * kStageBytes;

@@ -60,7 +60,9 @@ struct StreamArgs {
 template <Input kInput>
 constexpr int kBlockThreads = kThreads + (kInput == Input::kRounded ? 64 : 32);
 
-__device__ inline void sync_multipliers() { asm volatile("bar.sync 1, %0;" ::"n"(kThreads) : "memory"); }
+[[maybe_unused]] __device__ inline void sync_multipliers() {
+  asm volatile("bar.sync 1, %0;" ::"n"(kThreads) : "memory");
+}
 
 // Between the warp that makes the barriers and those that use them: it goes on to the first weights at once, and who
 // waits for the input needs no barrier before that is there.

@@ -137,6 +137,7 @@ int run(int layers, const std::string& what, const CudaOptions& options) {
   if (what == "prefill" || what == "all") prefill_table(*backend, shape);
   if (what == "gaps" || what == "all") {
     for (const int32_t count : {1, 32, 64}) gap_table(shape, count, 1, 128);
+    for (const int32_t count : {8, 64}) gap_table(shape, count, 1, 4096);
     for (const int32_t tokens : {2048, 8192, 32768}) gap_table(shape, 1, tokens, tokens);
   }
   return 0;

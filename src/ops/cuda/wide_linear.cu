@@ -228,8 +228,9 @@ __device__ void finish_tile(const WideArgs& args, int tile, int rank, Load&& loa
 
 // A tile of the cluster: every block has the sums of one slice, and finishes a quarter of the input's rows.
 //
-// Each block copies to each other what that one finishes. The copies complete on the receiver's barrier, which orders
-// them; before a block sends again, all four have told it that they have read what it sent.
+// Each block copies to each other what that one finishes, and reads its own sums where they are. The copies complete on
+// the receiver's barrier, which orders them; before a block sends again, all four have told it that they have read what
+// it sent.
 template <class T, class S>
 __device__ void merge_tile(const WideArgs& args, int tile, const float (&acc)[S::kTokens / 2], float* sums,
                            uint32_t merge_full, uint32_t merge_empty, int round) {
@@ -240,8 +241,8 @@ __device__ void merge_tile(const WideArgs& args, int tile, const float (&acc)[S:
   put_sums<S>(acc, sums);
   fence_copies();
   asm volatile("bar.sync 1, %0;" ::"n"(kThreads) : "memory");
-  if (threadIdx.x == 0) expect_bytes(merge_full, kSlices * bytes_for(rank));
-  if (threadIdx.x < kSlices && bytes_for(threadIdx.x) > 0) {
+  if (threadIdx.x == 0) expect_bytes(merge_full, (kSlices - 1) * bytes_for(rank));
+  if (threadIdx.x < kSlices && threadIdx.x != rank && bytes_for(threadIdx.x) > 0) {
     const int block = threadIdx.x;
     copy_there(cluster_address(shared_address(received + rank * S::kShare), block),
                shared_address(sums + block * S::kShare), bytes_for(block), cluster_address(merge_full, block));
@@ -251,7 +252,7 @@ __device__ void merge_tile(const WideArgs& args, int tile, const float (&acc)[S:
     float4 parts[kSlices];
 #pragma unroll
     for (int slice = 0; slice < kSlices; ++slice) {
-      parts[slice] = *reinterpret_cast<const float4*>(received + slice * S::kShare + offset);
+      parts[slice] = *reinterpret_cast<const float4*>((slice == rank ? sums : received) + slice * S::kShare + offset);
     }
     return plus(plus(plus(parts[0], parts[1]), parts[2]), parts[3]);
   });

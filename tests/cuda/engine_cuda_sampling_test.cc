@@ -17,6 +17,7 @@
 #include <vector>
 
 #include "checkpoint/checkpoint.h"
+#include "cuda/tiny_args.h"
 #include "engine/engine_core.h"
 #include "engine/engine_impl.h"
 #include "engine/resolve_args.h"
@@ -28,18 +29,11 @@
 namespace tokenmill::testing {
 namespace {
 
-const std::filesystem::path kData = TOKENMILL_TEST_DATA;
-
-ServerArgs args_for(const std::string& device) {
-  ServerArgs args;
-  args.model_path = (kData / "tiny" / "stories260k").string();
-  args.tokenizer_path = (kData / "text" / "bpe").string();
-  args.device = device;
-  args.dtype = "float32";
-  args.log_level = "error";
+ServerArgs args_with_text(const std::string& device) {
+  ServerArgs args = args_for("stories260k", device);
+  args.tokenizer_path = (std::filesystem::path(TOKENMILL_TEST_DATA) / "text" / "bpe").string();
+  args.skip_tokenizer_init = false;
   args.max_total_tokens = 1 << 13;
-  args.max_running_requests = 64;
-  args.random_seed = 1;
   return args;
 }
 
@@ -79,7 +73,7 @@ class WatchedBackend final : public ForwardingBackend {
 };
 
 Engine watched_engine(const std::string& device, Draws& draws) {
-  const ServerArgs args = resolve_server_args(args_for(device));
+  const ServerArgs args = resolve_server_args(args_with_text(device));
   const auto checkpoint = Checkpoint::open(args.model_path, {});
   EngineParts parts;
   parts.backend = std::make_unique<WatchedBackend>(make_backend(device, CpuOptions{}), draws);

@@ -1,34 +1,18 @@
-// Engines of tiny models on a CUDA device, and requests of random ids for them.
+// Engines on a CUDA device, and requests of random ids for them.
 #pragma once
 
 #include <gtest/gtest.h>
 
 #include <cstdint>
-#include <filesystem>
 #include <random>
-#include <string>
 #include <utility>
 #include <vector>
 
+#include "cuda/tiny_args.h"
 #include "ops/backend_registry.h"
 #include "tokenmill/engine.h"
 
 namespace tokenmill::testing {
-
-inline const std::filesystem::path kTinyFolder = std::filesystem::path(TOKENMILL_TEST_DATA) / "tiny";
-
-inline ServerArgs args_for(const std::string& model, const std::string& device, const std::string& dtype = "float32") {
-  ServerArgs args;
-  args.model_path = (kTinyFolder / model).string();
-  args.device = device;
-  args.dtype = dtype;
-  args.skip_tokenizer_init = true;
-  args.log_level = "error";
-  args.max_total_tokens = 1 << 14;
-  args.max_running_requests = 64;
-  args.random_seed = 1;
-  return args;
-}
 
 inline std::vector<Request> random_requests(size_t count, int64_t vocab, int64_t new_tokens, uint64_t seed) {
   std::mt19937_64 generator(seed);

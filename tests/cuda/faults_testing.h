@@ -3,7 +3,6 @@
 
 #include <algorithm>
 #include <cstdint>
-#include <filesystem>
 #include <functional>
 #include <mutex>
 #include <string>
@@ -11,24 +10,18 @@
 #include <vector>
 
 #include "cuda/fake_cuda.h"
+#include "cuda/tiny_args.h"
 #include "tokenmill/engine.h"
 
 namespace tokenmill::testing {
 
-inline const std::filesystem::path kTinyFolder = std::filesystem::path(TOKENMILL_TEST_DATA) / "tiny";
 inline constexpr int64_t kGiB = int64_t{1} << 30;
 
 inline ServerArgs small_args(const std::string& dtype = "bfloat16") {
-  ServerArgs args;
-  args.model_path = (kTinyFolder / "llama-untied").string();
-  args.device = "cuda";
-  args.dtype = dtype;
-  args.skip_tokenizer_init = true;
-  args.log_level = "error";
+  ServerArgs args = args_for("llama-untied", "cuda", dtype);
   args.max_total_tokens = 1 << 12;
   args.max_running_requests = 32;
   args.chunked_prefill_size = 256;
-  args.random_seed = 1;
   return args;
 }
 

@@ -10,6 +10,7 @@
 #include <string>
 #include <vector>
 
+#include "cuda/engine_cuda_testing.h"
 #include "ops/backend_registry.h"
 #include "tokenmill/engine.h"
 #include "util/expect_error.h"
@@ -21,12 +22,7 @@ namespace {
 constexpr int64_t kMiB = int64_t{1} << 20;
 constexpr const char* kFullCard = "TOKENMILL_START_ON_A_FULL_CARD";
 
-class EngineCudaMemory : public ::testing::Test {
- protected:
-  void SetUp() override {
-    if (num_cuda_devices() == 0) GTEST_SKIP() << "not run: no CUDA device";
-  }
-};
+class EngineCudaMemory : public EngineCuda {};
 
 // Holds the card's memory but for `left` bytes.
 class Holder {
@@ -56,18 +52,10 @@ class Holder {
 
 // Wide enough for its work space to be tens of MiB; random weights.
 ServerArgs wide_args() {
-  ServerArgs args;
-  args.model_path = (std::filesystem::path(TOKENMILL_TEST_DATA) / "tiny" / "llama-untied").string();
+  ServerArgs args = args_for("llama-untied", "cuda", "bfloat16");
   args.load_format = "dummy";
   args.json_model_override_args = R"({"hidden_size": 1024, "intermediate_size": 8192, "num_attention_heads": 16,
                                       "num_key_value_heads": 8, "head_dim": 64})";
-  args.device = "cuda";
-  args.dtype = "bfloat16";
-  args.skip_tokenizer_init = true;
-  args.log_level = "error";
-  args.max_total_tokens = 1 << 14;
-  args.max_running_requests = 64;
-  args.random_seed = 1;
   return args;
 }
 

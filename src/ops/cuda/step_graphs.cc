@@ -55,8 +55,8 @@ std::unique_ptr<CUgraphExec_st, StepGraphs::ExecDeleter> StepGraphs::record(cuda
   } catch (const DeviceMemoryError& error) {
     failure = {error.what(), true};
   } catch (const DeviceError& error) {
-    failure = {error.what(),
-               false};  // a call that a record cannot hold; what is really broken shows again in the plain run
+    // A call that a record cannot hold; what is really broken shows again in the plain run.
+    failure = {error.what(), false};
   } catch (...) {
     recording_ = false;
     end();

@@ -52,57 +52,58 @@ TEST(CudaFaults, OutOfMemoryDuringCaptureFallsBackWithAWarning) {
   }
 }
 
-TEST(CudaFaults, ACaptureThatFailsOnceIsMadeLater) {
+// An engine that captures steps of one row, the first `times` of which fail.
+class FailingCaptures {
+ public:
+  explicit FailingCaptures(cudaError_t error, int times = kAlways) : engine(start(error, times)) {}
+  int count(const char* call) const { return cuda.calls()[call]; }
+  void run_600_steps() {
+    for (int i = 0; i < 6; ++i) EXPECT_TRUE(is_whole(engine.generate(request_of(9, 101)).at(0), 101));
+  }
+
   FakeCuda cuda;
-  ServerArgs args = small_args();
-  args.log_level = "warning";
-  args.cuda_graph_max_bs = 1;
-  cuda.set_answer(failing("cudaGraphInstantiate", 1, cudaErrorMemoryAllocation));
   Lines lines;
-  Engine engine(args, lines.sink());
-  EXPECT_TRUE(is_whole(engine.generate(request_of(9, 8)).at(0), 8));
-  EXPECT_EQ(lines.all.size(), 0u);
-  EXPECT_GE(cuda.calls()["cudaGraphLaunch"], 7);
+  Engine engine;
+
+ private:
+  Engine start(cudaError_t error, int times) {
+    cuda.set_answer(failing("cudaGraphInstantiate", 1, error, times));
+    ServerArgs args = small_args();
+    args.log_level = "warning";
+    args.cuda_graph_max_bs = 1;
+    return Engine(args, lines.sink());
+  }
+};
+
+TEST(CudaFaults, ACaptureThatFailsOnceIsMadeLater) {
+  FailingCaptures captures(cudaErrorMemoryAllocation, 1);
+  EXPECT_TRUE(is_whole(captures.engine.generate(request_of(9, 8)).at(0), 8));
+  EXPECT_EQ(captures.lines.all.size(), 0u);
+  EXPECT_GE(captures.count("cudaGraphLaunch"), 7);
 }
 
 // Memory that others give back is found: after 64 more steps of that size, 128 and so on, with one word in the log.
 TEST(CudaFaults, ACaptureThatLackedMemoryIsMadeOnceThereIsSome) {
-  FakeCuda cuda;
-  ServerArgs args = small_args();
-  args.log_level = "warning";
-  args.cuda_graph_max_bs = 1;
-  cuda.set_answer(failing("cudaGraphInstantiate", 1, cudaErrorMemoryAllocation, kAlways));
-  Lines lines;
-  Engine engine(args, lines.sink());
-  const auto count = [&](const char* call) { return cuda.calls()[call]; };
-  const int at_start = count("cudaGraphInstantiate");
+  FailingCaptures captures(cudaErrorMemoryAllocation);
+  const int at_start = captures.count("cudaGraphInstantiate");
   EXPECT_EQ(at_start, 2);
-  const auto run_steps = [&] {
-    for (int i = 0; i < 6; ++i) EXPECT_TRUE(is_whole(engine.generate(request_of(9, 101)).at(0), 101));
-  };
-  run_steps();
-  EXPECT_EQ(count("cudaGraphInstantiate") - at_start, 3) << "after 64, 128 and 256 of 600 steps";
-  EXPECT_EQ(count("cudaGraphLaunch"), 0);
-  cuda.set_answer(nullptr);
-  run_steps();
-  EXPECT_EQ(count("cudaGraphInstantiate") - at_start, 4);
-  EXPECT_GE(count("cudaGraphLaunch"), 100);
-  EXPECT_EQ(lines.all.size(), 1u);
+  captures.run_600_steps();
+  EXPECT_EQ(captures.count("cudaGraphInstantiate") - at_start, 3) << "after 64, 128 and 256 of 600 steps";
+  EXPECT_EQ(captures.count("cudaGraphLaunch"), 0);
+  captures.cuda.set_answer(nullptr);
+  captures.run_600_steps();
+  EXPECT_EQ(captures.count("cudaGraphInstantiate") - at_start, 4);
+  EXPECT_GE(captures.count("cudaGraphLaunch"), 100);
+  EXPECT_EQ(captures.lines.all.size(), 1u);
 }
 
 // What is not for want of memory stays as it is.
 TEST(CudaFaults, ACaptureThatCannotBeIsNotTriedForEver) {
-  FakeCuda cuda;
-  ServerArgs args = small_args();
-  args.log_level = "warning";
-  args.cuda_graph_max_bs = 1;
-  cuda.set_answer(failing("cudaGraphInstantiate", 1, cudaErrorNotSupported, kAlways));
-  Lines lines;
-  Engine engine(args, lines.sink());
-  for (int i = 0; i < 6; ++i) EXPECT_TRUE(is_whole(engine.generate(request_of(9, 101)).at(0), 101));
-  EXPECT_EQ(cuda.calls()["cudaGraphInstantiate"], 2);
-  EXPECT_EQ(lines.all.size(), 1u);
-  EXPECT_EQ(lines.count("tried again"), 0);
+  FailingCaptures captures(cudaErrorNotSupported);
+  captures.run_600_steps();
+  EXPECT_EQ(captures.count("cudaGraphInstantiate"), 2);
+  EXPECT_EQ(captures.lines.all.size(), 1u);
+  EXPECT_EQ(captures.lines.count("tried again"), 0);
 }
 
 // Every allocation in every kind of step fails once: its requests end and say so, the next ones are whole. Without

@@ -1,5 +1,6 @@
 """Engines over the tiny checkpoints of tests/data (ids only) and, where it is there, over the demo model."""
 import os
+import signal
 import sys
 import time
 
@@ -11,6 +12,9 @@ ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)
 TINY = os.path.join(ROOT, "tests", "data", "tiny", "stories260k")
 sys.path.insert(0, os.path.join(ROOT, "tests", "util"))
 from tiny_text_model import make as make_text_model  # noqa: E402
+
+# A shell has its background jobs ignore Ctrl-C, and the tests of Ctrl-C would wait for ever.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def demo_model_path():

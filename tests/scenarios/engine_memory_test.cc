@@ -19,18 +19,21 @@ int64_t resident_bytes() {
   return resident * sysconf(_SC_PAGESIZE);
 }
 
+// After the first `warm_up` engines nothing is added. What a large tokenizer adds in them, about 1 MiB, is the
+// allocators' own: mimalloc never gives back its records of pages, one for each 64 KiB, and each engine has its blocks
+// in other places until all records have been used; malloc() keeps some 100 KiB for each of its heaps.
 template <class MakeAndUse>
-void expect_memory_back(MakeAndUse make_and_use) {
+void expect_memory_back(MakeAndUse make_and_use, int warm_up = 1) {
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
   GTEST_SKIP() << "not run: a sanitizer keeps freed memory";
 #endif
-  make_and_use(0);
-  const int64_t first = resident_bytes();
-  for (int i = 1; i < 20; ++i) make_and_use(i);
+  for (int i = 0; i < warm_up; ++i) make_and_use(i);
+  const int64_t warm = resident_bytes();
+  for (int i = warm_up; i < 20; ++i) make_and_use(i);
   const int64_t last = resident_bytes();
-  std::printf("[ resident ] %.1f MiB after the first engine, %.1f MiB after the twentieth\n",
-              static_cast<double>(first) / (1 << 20), static_cast<double>(last) / (1 << 20));
-  EXPECT_LE(last, first + first * 3 / 100);
+  std::printf("[ resident ] %.1f MiB after engine %d, %.1f MiB after engine 20\n",
+              static_cast<double>(warm) / (1 << 20), warm_up, static_cast<double>(last) / (1 << 20));
+  EXPECT_LE(last, warm + warm * 3 / 100);
 }
 
 TEST(EngineMemory, TwentyShadowEngines) {
@@ -41,19 +44,28 @@ TEST(EngineMemory, TwentyShadowEngines) {
   });
 }
 
-TEST(EngineMemory, TwentyEnginesOfARealModel) {
+void expect_memory_of_real_engines_back(const std::string& model, int warm_up = 1) {
   const char* const models = std::getenv("TOKENMILL_TEST_MODELS");
   if (models == nullptr) GTEST_SKIP() << "not run: TOKENMILL_TEST_MODELS is not set";
-  const std::string path = std::string(models) + "/gguf/SmolLM2-135M-Instruct.Q4_1.gguf";
+  const std::string path = std::string(models) + "/" + model;
   if (!std::filesystem::exists(path)) GTEST_SKIP() << "not run: no " << path;
-  expect_memory_back([&](int) {
+  const auto make_and_use = [&](int) {
     ServerArgs args;
     args.model_path = path;
     args.log_level = "error";
     args.max_total_tokens = 2048;
     Engine engine(args);
     EXPECT_EQ(engine.generate(ids_request({1, 2, 3}, 3))[0].output_ids.size(), 3u);
-  });
+  };
+  expect_memory_back(make_and_use, warm_up);
+}
+
+TEST(EngineMemory, TwentyEnginesOfARealModel) {
+  expect_memory_of_real_engines_back("gguf/SmolLM2-135M-Instruct.Q4_1.gguf");
+}
+
+TEST(EngineMemory, TwentyEnginesOfALargeVocabulary) {
+  expect_memory_of_real_engines_back("gemma3-270m-bf16", /*warm_up=*/5);
 }
 
 TEST(EngineMemory, AShutDownEngineHasNoTokenizerButKeepsItsFacts) {

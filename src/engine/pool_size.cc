@@ -92,7 +92,7 @@ PoolBlocks choose_pool_blocks(const ServerArgs& args, const PoolFacts& facts) {
   if (facts.available_bytes > 0) {
     bytes_max = static_cast<double>(std::min(facts.available_bytes, static_limit(args, facts)));
     if (!facts.own_memory && !args.max_total_tokens) {
-      bytes_max = std::min(bytes_max, static_cast<double>(facts.available_bytes / 4));
+      bytes_max = std::min(bytes_max, static_cast<double>(facts.available_bytes) / 4);
     }
   }
   if (args.max_total_tokens) {

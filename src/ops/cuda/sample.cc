@@ -44,6 +44,7 @@ class RowLists {
 // Ids of both lists are penalised once.
 std::vector<int32_t> repeated_ids(const TokenCounts& counts) {
   std::vector<int32_t> ids;
+  ids.reserve(counts.output_ids.size() + counts.prompt_ids.size());
   for (const auto& [id, count] : counts.output_ids) ids.push_back(id);
   ids.insert(ids.end(), counts.prompt_ids.begin(), counts.prompt_ids.end());
   std::sort(ids.begin(), ids.end());

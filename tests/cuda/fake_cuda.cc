@@ -227,6 +227,7 @@ cudaError_t __wrap_cudaGetDeviceProperties(cudaDeviceProp* properties, int devic
     properties->minor = card.minor;
     properties->multiProcessorCount = card.num_sms;
     properties->totalGlobalMem = card.total;
+    properties->sharedMemPerBlockOptin = 227 << 10;
     return cudaSuccess;
   });
 }

@@ -283,8 +283,11 @@ void launch_attend(const AttendArgs& args, dim3 grid, cudaStream_t stream, bool 
 
 bool CudaBackend::has_tensor_attention(const KvLayer& kv, int32_t q_heads) const {
   // One kernel for all numbers of new tokens, if bits must not depend on it.
-  return tensor_attention_supports(kv, q_heads / kv.kv_heads) &&
-         (!deterministic_ || (early_launch_ && hopper_attention_supports(kv)));
+  return tensor_attention_supports(kv, q_heads / kv.kv_heads) && (!deterministic_ || has_hopper_attention(kv));
+}
+
+bool CudaBackend::has_hopper_attention(const KvLayer& kv) const {
+  return hopper_attention_ && early_launch_ && hopper_attention_supports(kv);
 }
 
 bool CudaBackend::attend_by_tensor_cores(const AttentionArgs& args) {
@@ -325,6 +328,7 @@ bool CudaBackend::attend_by_tensor_cores(const AttentionArgs& args) {
       .num_partials = schedule.num_partials,
       .counters = counters_.get<int>(static_cast<size_t>(schedule.num_units) * heads, stream()),
       .stages = schedule.stages,
+      .rows_max = schedule.few_rows_max,
       .two_tiles = schedule.two_tiles,
       .cos = nullptr,
       .sin = nullptr,
@@ -341,20 +345,37 @@ bool CudaBackend::attend_by_tensor_cores(const AttentionArgs& args) {
     }
     pending_queries_.reset();
   }
-  if (!schedule.items.empty()) {
-    launch_few_row_attention(kernel, static_cast<int>(schedule.items.size()), stream(), early_launch_);
-  }
-  if (!schedule.many_items.empty()) {
-    kernel.items = schedule.device_many_items;
-    if (early_launch_ && hopper_attention_supports(kv)) {
-      launch_hopper_attention(kernel, kv.num_blocks, static_cast<int>(schedule.many_items.size()), schedule.many_keys,
-                              num_sms_, unit_counters_.get<int>(2, stream()), stream());
-      return true;
-    }
-    kernel.stages = kTensorAttentionStagesMax;
-    launch_many_row_attention(kernel, static_cast<int>(schedule.many_items.size()), stream(), early_launch_);
-  }
+  launch_tensor_attention(kernel, schedule, kv);
   return true;
+}
+
+void CudaBackend::launch_tensor_attention(TensorAttentionArgs& kernel, const CudaAttentionSchedule& schedule,
+                                          const KvLayer& kv) {
+  // Two of them on devices with 99 KiB.
+  const auto stages_that_fit = [&](int rows) {
+    constexpr int kFixed = 2048;  // of the kernels themselves
+    const int left = static_cast<int>(shared_bytes_max_) - kFixed - rows * kv.head_dim * 2;
+    return left / tensor_stage_bytes(kv.head_dim);
+  };
+  const bool is_hopper = has_hopper_attention(kv);
+  if (const auto count = static_cast<int>(schedule.items.size()); count > 0) {
+    if (is_hopper) {
+      launch_hopper_few_row_attention(kernel, kv.num_blocks, count, stream());
+    } else {
+      kernel.stages = std::min(kernel.stages, stages_that_fit(kTensorFewRows));
+      launch_few_row_attention(kernel, count, stream(), early_launch_);
+    }
+  }
+  if (const auto count = static_cast<int>(schedule.many_items.size()); count > 0) {
+    kernel.items = schedule.device_many_items;
+    if (is_hopper) {
+      launch_hopper_attention(kernel, kv.num_blocks, count, schedule.many_keys, num_sms_,
+                              unit_counters_.get<int>(2, stream()), stream());
+    } else {
+      kernel.stages = std::min(kTensorAttentionStagesMax, stages_that_fit(kTensorManyRows));
+      launch_many_row_attention(kernel, count, stream(), early_launch_);
+    }
+  }
 }
 
 void CudaBackend::attention(const AttentionArgs& args) {

@@ -13,7 +13,7 @@ namespace {
 constexpr int32_t kSmallRows = 8, kLargeRows = 32;  // query rows a block takes; attention.cu has kernels of both
 constexpr int64_t kSplitKeysMin = 64;
 constexpr int64_t kSplitsMax = 64;
-constexpr int64_t kTensorSplitKeysMin = 128, kTensorTile = 64;
+constexpr int64_t kTensorSplitKeysMin = 128;
 // Sequences with at most this many query rows count as ones with few.
 constexpr int64_t kFewRowsMax = 2 * kTensorFewRows;
 
@@ -30,34 +30,38 @@ bool CudaBackend::StepPlan::has_few(const PlanRow& row, const CudaAttentionSched
   return !one_split && int64_t{row.q_len} * schedule.group <= kFewRowsMax;
 }
 
-// About two blocks a multiprocessor, none of them with too few keys to be worth a merge; or a part of that, where more
-// and shorter blocks come out more evenly: rounds of blocks times what one takes, in tiles.
-int64_t CudaBackend::StepPlan::tensor_keys_per_block(const CudaAttentionSchedule& schedule, int num_sms) const {
-  constexpr int64_t kBlockTiles = 2;  // what starting and merging a block costs
-  const int64_t at_a_time = 2 * num_sms;
+// Two blocks a multiprocessor, with three stages, or three with two; none of them with too few keys to be worth a
+// merge; or a part of the keys of that, where more and shorter blocks come out more evenly. What a cut costs is its
+// rounds of blocks, times those a multiprocessor has at once, times what one takes, in tiles.
+CudaBackend::StepPlan::KeyCut CudaBackend::StepPlan::cut_keys(const CudaAttentionSchedule& schedule,
+                                                              int num_sms) const {
+  constexpr int64_t kBlockTiles = 3;  // what starting and merging a block costs
   int64_t keys_total = 0;
   for (const PlanRow& row : rows) {
     const int64_t units = (int64_t{row.q_len} * schedule.group + kTensorFewRows - 1) / kTensorFewRows;
     if (has_few(row, schedule)) keys_total += units * row.kv_len * schedule.kv_heads;
   }
-  int64_t best = 0;
+  KeyCut best{};
   double best_cost = 0;
-  for (int64_t part = 1; part <= 4; ++part) {
-    const int64_t keys =
-        std::max(kTensorSplitKeysMin, (keys_total / (part * at_a_time) + kTensorTile - 1) / kTensorTile * kTensorTile);
-    int64_t blocks = 0, tiles = 0;
-    for (const PlanRow& row : rows) {
-      if (!has_few(row, schedule)) continue;
-      const int64_t units = (int64_t{row.q_len} * schedule.group + kTensorFewRows - 1) / kTensorFewRows;
-      blocks += units * std::clamp<int64_t>((row.kv_len + keys - 1) / keys, 1, kSplitsMax) * schedule.kv_heads;
-      tiles += units * ((row.kv_len + kTensorTile - 1) / kTensorTile) * schedule.kv_heads;
-    }
-    if (blocks == 0) return keys;
-    const double a_block = static_cast<double>(tiles) / static_cast<double>(blocks) + kBlockTiles;
-    const double cost = static_cast<double>((blocks + at_a_time - 1) / at_a_time) * a_block;
-    if (best == 0 || cost < 0.97 * best_cost) {
-      best = keys;
-      best_cost = cost;
+  for (const int stages : {3, 2}) {
+    const int64_t together = 5 - stages, at_a_time = together * num_sms;
+    for (int64_t part = 1; part <= 4; ++part) {
+      const int64_t keys = std::max(kTensorSplitKeysMin,
+                                    (keys_total / (part * at_a_time) + kTensorTile - 1) / kTensorTile * kTensorTile);
+      int64_t blocks = 0, tiles = 0;
+      for (const PlanRow& row : rows) {
+        if (!has_few(row, schedule)) continue;
+        const int64_t units = (int64_t{row.q_len} * schedule.group + kTensorFewRows - 1) / kTensorFewRows;
+        blocks += units * std::clamp<int64_t>((row.kv_len + keys - 1) / keys, 1, kSplitsMax) * schedule.kv_heads;
+        tiles += units * ((row.kv_len + kTensorTile - 1) / kTensorTile) * schedule.kv_heads;
+      }
+      if (blocks == 0) return {keys, stages};
+      const double a_block = static_cast<double>(tiles) / static_cast<double>(blocks) + kBlockTiles;
+      const double cost = static_cast<double>((blocks + at_a_time - 1) / at_a_time * together) * a_block;
+      if (best.stages == 0 || cost < 0.97 * best_cost) {
+        best = {keys, stages};
+        best_cost = cost;
+      }
     }
   }
   return best;
@@ -65,14 +69,19 @@ int64_t CudaBackend::StepPlan::tensor_keys_per_block(const CudaAttentionSchedule
 
 void CudaBackend::StepPlan::fill_tensor(CudaAttentionSchedule& schedule, int num_sms) const {
   const auto is_few = [&](const PlanRow& row) { return has_few(row, schedule); };
-  const int64_t keys_per_block = tensor_keys_per_block(schedule, num_sms);
+  const auto [keys_per_block, stages] = cut_keys(schedule, num_sms);
   int64_t tiles_max = 1;
+  schedule.few_rows_max = 1;
   for (size_t r = 0; r < rows.size(); ++r) {
     const PlanRow& row = rows[r];
     const int64_t total = int64_t{row.q_len} * schedule.group;
     const int32_t per_unit = is_few(row) ? kTensorFewRows : kTensorManyRows;
     const int64_t last_first = (total - 1) / per_unit * per_unit;
-    if (!is_few(row)) schedule.many_keys += row.kv_len;
+    if (is_few(row)) {
+      schedule.few_rows_max = std::max(schedule.few_rows_max, static_cast<int32_t>(std::min<int64_t>(total, per_unit)));
+    } else {
+      schedule.many_keys += row.kv_len;
+    }
     // The last queries see most keys: they start first.
     for (int64_t first = last_first; first >= 0; first -= per_unit) {
       CudaAttentionItem item{static_cast<int32_t>(r), static_cast<int32_t>(first), 0, 1, 0, 0};
@@ -97,11 +106,9 @@ void CudaBackend::StepPlan::fill_tensor(CudaAttentionSchedule& schedule, int num
     const PlanRow& row = rows[static_cast<size_t>(item.row)];
     return row.kv_len - row.q_len + item.first / schedule.group;
   });
-  // Few blocks have room beside the products' only with two stages; many keep memory busy better with three.
   const int64_t blocks = static_cast<int64_t>(schedule.items.size()) * schedule.kv_heads;
-  const int64_t stages_max = blocks <= 2 * num_sms ? 2 : kTensorAttentionStagesMax;
-  schedule.stages = static_cast<int32_t>(std::min(tiles_max, stages_max));
-  schedule.two_tiles = tiles_max == 2 && blocks <= num_sms;
+  schedule.stages = static_cast<int32_t>(std::min<int64_t>(tiles_max, stages));
+  schedule.two_tiles = tiles_max == 2 && blocks <= num_sms && schedule.few_rows_max <= 8;
 }
 
 void CudaBackend::StepPlan::fill_plain(CudaAttentionSchedule& schedule, int num_sms) const {

@@ -125,6 +125,7 @@ CudaBackend::CudaBackend(const CudaOptions& options)
       many_k_min_(options.many_k_min),
       wide_rows_max_(options.wide_rows_max),
       load_threads_(options.load_threads),
+      hopper_attention_(options.hopper_attention),
       deterministic_(options.deterministic) {
   if (gemv_rows_max_ < 0 || gemv_rows_max_ > 8) {
     throw Error(ErrorKind::kValue, "gemv_rows_max must be in [0, 8], got " + std::to_string(gemv_rows_max_) + ".");
@@ -132,6 +133,7 @@ CudaBackend::CudaBackend(const CudaOptions& options)
   cudaDeviceProp properties{};
   TM_CUDA(cudaGetDeviceProperties(&properties, device_));
   num_sms_ = properties.multiProcessorCount;
+  shared_bytes_max_ = properties.sharedMemPerBlockOptin;
   early_launch_ = properties.major >= 9;
   char text[512];
   std::snprintf(text, sizeof(text), "%s (sm_%d%d, %d multiprocessors, %.1f GiB)", properties.name, properties.major,

@@ -20,6 +20,9 @@
 
 namespace tokenmill {
 
+struct CudaAttentionSchedule;
+struct TensorAttentionArgs;
+
 // Rows of `stride` elements (k rounded up to 16 bytes, the padding is zero), bf16, fp16 or fp32.
 struct CudaWeight final : Weight {
   DType dtype = DType::kBF16;
@@ -112,7 +115,9 @@ class CudaBackend final : public Backend {
   // x, normed if asked, in the weight's type and stride: [rows, stride].
   void prepare_input(Matrix x, const Norm* norm, const CudaWeight& weight, void* out);  // norm.cu
   bool has_tensor_attention(const KvLayer& kv, int32_t q_heads) const;                  // attention.cu
+  bool has_hopper_attention(const KvLayer& kv) const;
   bool attend_by_tensor_cores(const AttentionArgs& args);
+  void launch_tensor_attention(TensorAttentionArgs& kernel, const CudaAttentionSchedule& schedule, const KvLayer& kv);
   bool can_leave_queries(const RopeKvArgs& args) const;  // rope.cu: to attention()'s tensor core kernels
   struct PreparedInput {
     const void* data;  // in the weight's type, padded with zeros to its stride
@@ -133,9 +138,10 @@ class CudaBackend final : public Backend {
   int device_;
   int gemv_rows_max_, stream_rows_max_, tens_rows_max_, many_rows_min_, many_k_min_, wide_rows_max_;
   int load_threads_;
-  bool deterministic_;
+  bool hopper_attention_, deterministic_;
   int num_sms_ = 0;
-  bool early_launch_ = false;  // launch.cuh
+  size_t shared_bytes_max_ = 0;  // of a block
+  bool early_launch_ = false;    // launch.cuh
   std::string card_;
   std::unique_ptr<CudaStream> stream_;
   std::unique_ptr<CublasHandle> cublas_;

@@ -20,6 +20,8 @@ struct CudaOptions {
   // Products of at least this many rows, along at least this K, go through those of many_linear.h where they can be
   // used and keep the card busy.
   int many_rows_min = 512, many_k_min = 1024;
+  // Attention by the kernels of hopper_attention.h where they can be used.
+  bool hopper_attention = true;
   // Of the host, that read weights and send them; 0: as many as this process may use.
   int load_threads = 0;
   // Kernels whose results for a row never depend on the step's other rows, bit for bit.

@@ -87,7 +87,15 @@ __device__ inline void copy_to_all(uint32_t target, const CUtensorMap* map, int 
       "l"(map), "r"(0), "r"(row), "r"(piece), "r"(barrier), "h"(static_cast<uint16_t>((1 << kBlocks) - 1)), "l"(policy)
       : "memory");
 }
-// A box of a matrix seen as [row / 8][k / 64][8][64] (row_groups_map() in tensor_map.h).
+// A box of a matrix seen as [row / 8][k / 64][8][64] (row_groups_map() in tensor_map.h); all of its columns, or those
+// from a piece on.
+__device__ inline void copy_row_groups(uint32_t target, const CUtensorMap* map, int group, uint32_t barrier) {
+  asm volatile(
+      "cp.async.bulk.tensor.4d.shared::cluster.global.tile.mbarrier::complete_tx::bytes "
+      "[%0], [%1, {%2, %2, %2, %3}], [%4];" ::"r"(target),
+      "l"(map), "r"(0), "r"(group), "r"(barrier)
+      : "memory");
+}
 __device__ inline void copy_row_groups(uint32_t target, const CUtensorMap* map, int piece, int group, uint32_t barrier,
                                        uint64_t policy) {
   asm volatile(

@@ -34,14 +34,6 @@ struct HopperArgs {
 
 constexpr int kLoaders = 64;  // threads that load queries
 
-__device__ inline void copy_page(uint32_t target, const CUtensorMap* map, int group, uint32_t barrier) {
-  asm volatile(
-      "cp.async.bulk.tensor.4d.shared::cluster.global.tile.mbarrier::complete_tx::bytes "
-      "[%0], [%1, {%2, %2, %2, %3}], [%4];" ::"r"(target),
-      "l"(map), "r"(0), "r"(group), "r"(barrier)
-      : "memory");
-}
-
 using Turn = RingTurn<kStages>;
 
 // Which unit a block takes next. Of several heads whose units take turns, and the longest first.
@@ -91,8 +83,8 @@ __device__ void fill_stages(const HopperArgs& args, const Rings& rings, int part
       if (lane == 0) expect_bytes(full + 8 * turn.stage, kTileBytes<kDim>);
       __syncwarp();
       if (lane < pages) {
-        copy_page(ring + turn.stage * kTileBytes<kDim> + (lane << args.page_shift) / 8 * kGroupBytes<kDim>, &args.kv,
-                  group, full + 8 * turn.stage);
+        copy_row_groups(ring + turn.stage * kTileBytes<kDim> + (lane << args.page_shift) / 8 * kGroupBytes<kDim>,
+                        &args.kv, group, full + 8 * turn.stage);
       }
       turn.step();
     }
@@ -331,12 +323,8 @@ void launch_hopper_attention(const TensorAttentionArgs& args, int64_t num_blocks
                           .num_units = num_items * args.kv_heads,
                           .heads_at_once = count_heads_at_once(args, num_keys),
                           .counters = counters};
-  TM_CHECK(args.head_dim == 64 || args.head_dim == 128);
-  const bool is_f16 = args.dtype == DType::kF16;
-  const auto run = args.head_dim == 64 ? is_f16 ? launch<Float16, 64> : launch<uint16_t, 64>
-                   : is_f16 ? launch<Float16, 128>
-                                       : launch<uint16_t, 128>;
-  run(kernel, std::min(kernel.num_units, num_sms), stream);
+  choose_launch(args, launch<uint16_t, 64>, launch<uint16_t, 128>, launch<Float16, 64>, launch<Float16, 128>)(
+      kernel, std::min(kernel.num_units, num_sms), stream);
 }
 
 }  // namespace tokenmill

@@ -7,6 +7,7 @@
 #pragma once
 
 #include "ops/cuda/device_math.cuh"
+#include "ops/cuda/hopper_attention.h"
 #include "ops/cuda/mma.cuh"
 #include "ops/cuda/tensor_attention.h"
 #include "ops/cuda/wgmma.cuh"
@@ -19,9 +20,6 @@ static_assert(kRows == kTensorManyRows);
 
 #if __CUDA_ARCH_FEAT_SM90_ALL
 
-constexpr int kBlockBytes = 1024;  // eight rows of 64 dimensions
-template <int kDim>
-constexpr int kGroupBytes = kDim / 64 * kBlockBytes;  // eight keys
 template <int kDim>
 constexpr int kTileBytes = kKeys / 8 * kGroupBytes<kDim>;
 template <int kDim>

@@ -48,6 +48,13 @@ __device__ inline void load_matrices_transposed(uint32_t (&m)[4], uint32_t addre
                : "r"(address));
 }
 
+// An 8x8 matrix of 16-bit values, lane (g, t) holding (g, 2t) and (g, 2t + 1), on its other side.
+__device__ inline uint32_t transposed(uint32_t m) {
+  uint32_t other;
+  asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(other) : "r"(m));
+  return other;
+}
+
 // 16 bytes to shared memory in the background; zeros where not `valid`.
 __device__ inline void copy_async16(uint32_t target, const void* source, bool valid) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(target), "l"(source), "r"(valid ? 16 : 0)

@@ -33,8 +33,10 @@ struct CudaAttentionSchedule {
   std::vector<CudaAttentionItem> items, many_items;  // many_items: tensor only, of sequences with many new tokens
   int64_t many_keys = 0;                             // of those sequences
   int32_t num_units = 0, num_partials = 0;
-  int32_t stages = 0;      // tensor: tiles of keys in shared memory
-  bool two_tiles = false;  // tensor: the longest split of `items` has two tiles, and few blocks are at work
+  // Tensor only: the most query rows of an item of `items`, tiles of keys in shared memory, whether the longest split
+  // has two tiles and few blocks are at work.
+  int32_t few_rows_max = 0, stages = 0;
+  bool two_tiles = false;
   const CudaAttentionItem *device_items = nullptr, *device_many_items = nullptr;
 };
 
@@ -67,9 +69,14 @@ struct CudaBackend::StepPlan {
   void fill(CudaAttentionSchedule& schedule, int num_sms) const;
   void fill_plain(CudaAttentionSchedule& schedule, int num_sms) const;
   void fill_tensor(CudaAttentionSchedule& schedule, int num_sms) const;
-  // Whether a sequence counts as one with few new tokens; and how many keys a block of those takes at most.
+  // Whether a sequence counts as one with few new tokens; and how many keys a block of those takes at most, with how
+  // many stages.
   bool has_few(const PlanRow& row, const CudaAttentionSchedule& schedule) const;
-  int64_t tensor_keys_per_block(const CudaAttentionSchedule& schedule, int num_sms) const;
+  struct KeyCut {
+    int64_t keys_per_block;
+    int stages;
+  };
+  KeyCut cut_keys(const CudaAttentionSchedule& schedule, int num_sms) const;
   // All schedules' items into an upload, and, once it is sent, their places.
   std::vector<size_t> add_items(PackedUpload& to) const;
   void set_items(const PackedUpload& from, std::span<const size_t> offsets);

@@ -2,11 +2,13 @@
 // kernel.
 #pragma once
 
+#include "base/check.h"
 #include "ops/cuda/step_plan.h"
 
 namespace tokenmill {
 
-constexpr int kTensorAttentionStagesMax = 3;  // tiles of keys in shared memory
+constexpr int kTensorTile = 64;               // keys
+constexpr int kTensorAttentionStagesMax = 3;  // tiles of keys and values in shared memory
 
 struct TensorAttentionArgs {
   const float* q;
@@ -29,7 +31,10 @@ struct TensorAttentionArgs {
   int num_partials;
   int* counters;
   int stages;
-  bool two_tiles;  // no block has more; of launch_few_row_attention() only
+  // Of launch_few_row_attention() only: the most query rows of a unit; no block has more than two tiles (then at most 8
+  // rows).
+  int rows_max;
+  bool two_tiles;
   // Rows of one query: q is the product itself, not rotated yet, and the new key and value are still to be written.
   // Null: q is rotated and all keys are there.
   const float *cos, *sin;
@@ -38,8 +43,19 @@ struct TensorAttentionArgs {
 
 inline int64_t tensor_partial_floats(int head_dim) { return kTensorFewRows * (head_dim + 2); }
 
+constexpr int tensor_stage_bytes(int head_dim) { return 2 * kTensorTile * head_dim * 2; }
+
 inline bool tensor_attention_supports(const KvLayer& kv, int32_t group) {
   return size_of(kv.dtype) == 2 && (kv.head_dim == 64 || kv.head_dim == 128) && group <= kTensorFewRows;
+}
+
+// The instance for the arguments' type and head size.
+template <class Launch>
+Launch* choose_launch(const TensorAttentionArgs& args, Launch* bf16_64, Launch* bf16_128, Launch* f16_64,
+                      Launch* f16_128) {
+  TM_CHECK(args.head_dim == 64 || args.head_dim == 128);
+  if (args.dtype == DType::kF16) return args.head_dim == 64 ? f16_64 : f16_128;
+  return args.head_dim == 64 ? bf16_64 : bf16_128;
 }
 
 // Units of kTensorFewRows rows, with splits, and of kTensorManyRows, without.

@@ -1,21 +1,23 @@
-// What the two kernels of tensor_attention.cu share: a block's work, its ring of tiles of keys and values, and one
-// tile's products and softmax.
+// What few_rows_attention.cu and many_rows_attention.cu share: a block's work, its ring of tiles of keys and values,
+// and how they are launched.
 //
 // Keys and values come by asynchronous copies. Queries, keys, values and softmax weights are bf16 or fp16 (T), scores,
 // softmax and sums fp32.
 #pragma once
 
+#include "base/check.h"
 #include "ops/cuda/device_math.cuh"
+#include "ops/cuda/launch.cuh"
 #include "ops/cuda/mma.cuh"
 #include "ops/cuda/tensor_attention.h"
 
 namespace tokenmill {
 
-constexpr int kTile = 64;  // keys
+constexpr int kTile = kTensorTile;
 constexpr int kAll = 0x7fffffff;
 
 template <int kDim>
-constexpr int kStageBytes = 2 * kTile * kDim * 2;
+constexpr int kStageBytes = tensor_stage_bytes(kDim);
 
 // What a block works on.
 template <class T, int kDim, int kThreads>
@@ -44,6 +46,8 @@ struct Work {
     tiles = end > begin ? (end - begin + kTile - 1) / kTile : 0;
   }
 
+  // Whether the last row's own key is among the block's.
+  __device__ bool has_new() const { return past >= begin && past < end; }
   __device__ int query(int r) const { return row.token_begin + (item.first + r) / args.group; }
   __device__ int query_head(int r) const { return head * args.group + (item.first + r) % args.group; }
 
@@ -110,91 +114,6 @@ __device__ void load_queries(const W& work, uint8_t* target, int rows) {
   }
 }
 
-// Sums of one warp's 16 rows.
-template <int kDim>
-struct RowSums {
-  float sums[kDim / 8][4] = {};
-  float peak[2] = {kLowest, kLowest}, total[2] = {};  // of rows g and g + 8; totals of the lane's own keys
-};
-
-// One tile: the warp's 16 rows, of which the first is `row_base`, times kKeys keys from slot `key_base`.
-template <int kDim, int kKeys, class W>
-__device__ void attend_tile(const W& work, const uint32_t (&q)[kDim / 16][4], int tile, int row_base, int key_base,
-                            RowSums<kDim>& state) {
-  using T = typename W::Value;
-  const TensorAttentionArgs& args = work.args;
-  const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
-  const uint32_t keys = work.stage(tile), values = keys + kTile * kDim * 2;
-  float scores[kKeys / 8][4] = {};
-#pragma unroll
-  for (int k = 0; k < kDim / 16; ++k) {
-#pragma unroll
-    for (int n = 0; n < kKeys / 16; ++n) {
-      uint32_t b[4];  // keys 0-7: dims low, high; keys 8-15: dims low, high
-      load_matrices(b, keys + swizzled<kDim>(key_base + n * 16 + lane % 8 + lane / 16 * 8, 2 * k + lane / 8 % 2));
-      mma<T>(scores[2 * n], q[k][0], q[k][1], q[k][2], q[k][3], b[0], b[1]);
-      mma<T>(scores[2 * n + 1], q[k][0], q[k][1], q[k][2], q[k][3], b[2], b[3]);
-    }
-  }
-  const int first_key = work.begin + tile * kTile + key_base;
-  // Interior tiles are visible to all rows.
-  const int first_query = work.past + (work.item.first + row_base) / args.group;
-  const bool masked =
-      first_key + kKeys > min(work.end, first_query + 1) || row_base + 16 > work.count || args.window > 0;
-  const float scale = args.softcap > 0 ? args.scale : args.scale * kLog2e;
-#pragma unroll
-  for (int half = 0; half < 2; ++half) {
-    const int r = row_base + g + half * 8, position = work.past + (work.item.first + r) / args.group;
-    float best = kLowest;
-#pragma unroll
-    for (int n = 0; n < kKeys / 8; ++n) {
-#pragma unroll
-      for (int j = 0; j < 2; ++j) {
-        float& score = scores[n][half * 2 + j];
-        score *= scale;
-        if (args.softcap > 0) score = args.softcap * tanhf(score / args.softcap) * kLog2e;
-        if (masked) {
-          const int key = first_key + n * 8 + 2 * t + j;
-          const bool visible =
-              r < work.count && key < work.end && key <= position && (args.window == 0 || key > position - args.window);
-          if (!visible) score = -INFINITY;
-        }
-        best = fmaxf(best, score);
-      }
-    }
-    best = fmaxf(best, __shfl_xor_sync(0xffffffffu, best, 1));
-    best = fmaxf(best, __shfl_xor_sync(0xffffffffu, best, 2));
-    const float peak = fmaxf(state.peak[half], best), factor = exp2_fast(state.peak[half] - peak);
-    state.peak[half] = peak;
-    float total = 0;
-#pragma unroll
-    for (int n = 0; n < kKeys / 8; ++n) {
-#pragma unroll
-      for (int j = 0; j < 2; ++j) total += scores[n][half * 2 + j] = exp2_fast(scores[n][half * 2 + j] - peak);
-    }
-    state.total[half] = state.total[half] * factor + total;
-#pragma unroll
-    for (int n = 0; n < kDim / 8; ++n) {
-      state.sums[n][half * 2] *= factor;
-      state.sums[n][half * 2 + 1] *= factor;
-    }
-  }
-#pragma unroll
-  for (int k = 0; k < kKeys / 16; ++k) {
-    const auto& low = scores[2 * k];
-    const auto& high = scores[2 * k + 1];
-    const uint32_t a0 = pair_of<T>(low[0], low[1]), a1 = pair_of<T>(low[2], low[3]);
-    const uint32_t a2 = pair_of<T>(high[0], high[1]), a3 = pair_of<T>(high[2], high[3]);
-#pragma unroll
-    for (int n = 0; n < kDim / 16; ++n) {
-      uint32_t b[4];  // dims 0-7: keys low, high; dims 8-15: keys low, high
-      load_matrices_transposed(b, values + swizzled<kDim>(key_base + k * 16 + lane % 16, 2 * n + lane / 16));
-      mma<T>(state.sums[2 * n], a0, a1, a2, a3, b[0], b[1]);
-      mma<T>(state.sums[2 * n + 1], a0, a1, a2, a3, b[2], b[3]);
-    }
-  }
-}
-
 // Calls attend(tile) for all tiles in order. The first ones, as many as there are stages, are under way, each a group
 // of copies, and one more group follows them.
 template <class W, class Attend>
@@ -228,6 +147,13 @@ __device__ void load_query_fragments(uint32_t (&q)[kDim / 16][4], uint32_t queri
   for (int k = 0; k < kDim / 16; ++k) {
     load_matrices(q[k], queries + swizzled<kDim>(row_base + lane % 16, 2 * k + lane / 16));
   }
+}
+
+inline void launch_attention(void (*kernel)(TensorAttentionArgs), int warps, size_t bytes,
+                             const TensorAttentionArgs& args, int num_items, cudaStream_t stream, bool early) {
+  TM_CUDA(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes)));
+  const dim3 grid(static_cast<unsigned>(num_items), static_cast<unsigned>(args.kv_heads));
+  launch_early("attention", kernel, grid, dim3(static_cast<unsigned>(32 * warps)), bytes, stream, early, args);
 }
 
 }  // namespace tokenmill

@@ -13,9 +13,11 @@
 namespace tokenmill {
 namespace {
 
+// As on a card before sm_90, with the least shared memory among them (sm_86 and sm_89).
 std::unique_ptr<Backend> without_hopper_attention() {
   CudaOptions options;
   options.hopper_attention = false;
+  options.shared_bytes_max = 99 << 10;
   return make_cuda_backend(options);
 }
 

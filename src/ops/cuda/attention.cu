@@ -70,9 +70,8 @@ __device__ inline int lane_dim(int lane, int v) {
   return v / kRun * 32 * kRun + lane * kRun + v % kRun;
 }
 
-template <int kDims, int kRows>
-constexpr size_t shared_bytes() {
-  return sizeof(float) * (kTile * (kDims + 4) + kTile * kDims + kRows * kDims + kRows * kTile);
+constexpr size_t plain_shared_bytes(int64_t dims, int64_t rows) {
+  return sizeof(float) * static_cast<size_t>(kTile * (dims + 4) + kTile * dims + rows * dims + rows * kTile);
 }
 
 // A partial result: sums [kRows][kDims], then maxima [kRows], then totals [kRows].
@@ -264,7 +263,7 @@ __global__ void __launch_bounds__(kThreads) attend_kernel(const AttendArgs args)
 
 template <class T, int kDims, int kRowsPerWarp>
 void launch_attend(const AttendArgs& args, dim3 grid, cudaStream_t stream, bool early) {
-  constexpr size_t kBytes = shared_bytes<kDims, kWarps * kRowsPerWarp>();
+  constexpr size_t kBytes = plain_shared_bytes(kDims, kWarps * kRowsPerWarp);
   const auto kernel = attend_kernel<T, kDims, kRowsPerWarp>;
   if (kBytes > size_t{48} << 10) {
     TM_CUDA(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(kBytes)));
@@ -300,7 +299,7 @@ bool CudaBackend::attend_by_tensor_cores(const AttentionArgs& args) {
   }
   StepPlan& plan = *plan_;
   const CudaAttentionSchedule& schedule =
-      plan.schedule(args.q_heads / kv.kv_heads, kv.kv_heads, true, num_sms_, stream());
+      plan.schedule(args.q_heads / kv.kv_heads, kv.kv_heads, true, 0, num_sms_, stream());
   const size_t partial = static_cast<size_t>(tensor_partial_floats(kv.head_dim));
   const size_t heads = static_cast<size_t>(kv.kv_heads);
   TensorAttentionArgs kernel{
@@ -391,9 +390,11 @@ void CudaBackend::attention(const AttentionArgs& args) {
   use_device();
   if (attend_by_tensor_cores(args)) return;
   TM_CHECK(!pending_queries_);
-  const CudaAttentionSchedule& schedule =
-      plan.schedule(args.q_heads / kv.kv_heads, kv.kv_heads, false, num_sms_, stream());
   const int64_t dims_max = kv.head_dim <= 64 ? 64 : kv.head_dim <= 128 ? 128 : 256;
+  // Of 256 dimensions, devices with 99 KiB have no room for many rows.
+  const bool has_room = plain_shared_bytes(dims_max, kPlainManyRows) <= shared_bytes_max_;
+  const CudaAttentionSchedule& schedule = plan.schedule(args.q_heads / kv.kv_heads, kv.kv_heads, false,
+                                                        has_room ? kPlainManyRows : kPlainFewRows, num_sms_, stream());
   const int64_t partial = schedule.rows_per_block * (dims_max + 2);
   const AttendArgs kernel{
       .q = args.q.row<float>(0),
@@ -419,11 +420,12 @@ void CudaBackend::attention(const AttentionArgs& args) {
       .counters =
           counters_.get<int>(static_cast<size_t>(schedule.num_units) * static_cast<size_t>(kv.kv_heads), stream())};
   const dim3 grid(static_cast<unsigned>(schedule.items.size()), static_cast<unsigned>(kv.kv_heads));
-  const bool small = schedule.rows_per_block == 8;
-  const auto launch = kv.dtype == DType::kF32   ? small ? launch_attend<float, 2> : launch_attend<float, 8>
-                        : kv.dtype == DType::kF16 ? small ? launch_attend<Float16, 2> : launch_attend<Float16, 8>
-                        : small ? launch_attend<uint16_t, 2>
-                                                : launch_attend<uint16_t, 8>;
+  constexpr int kFew = kPlainFewRows / kWarps, kMany = kPlainManyRows / kWarps;
+  const bool few = schedule.rows_per_block == kPlainFewRows;
+  const auto launch = kv.dtype == DType::kF32   ? few ? launch_attend<float, kFew> : launch_attend<float, kMany>
+                        : kv.dtype == DType::kF16 ? few ? launch_attend<Float16, kFew> : launch_attend<Float16, kMany>
+                        : few ? launch_attend<uint16_t, kFew>
+                                                : launch_attend<uint16_t, kMany>;
   launch(kernel, grid, stream(), early_launch_);
 }
 

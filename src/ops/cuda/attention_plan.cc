@@ -10,7 +10,6 @@
 namespace tokenmill {
 namespace {
 
-constexpr int32_t kSmallRows = 8, kLargeRows = 32;  // query rows a block takes; attention.cu has kernels of both
 constexpr int64_t kSplitKeysMin = 64;
 constexpr int64_t kSplitsMax = 64;
 constexpr int64_t kTensorSplitKeysMin = 128;
@@ -114,7 +113,7 @@ void CudaBackend::StepPlan::fill_tensor(CudaAttentionSchedule& schedule, int num
 void CudaBackend::StepPlan::fill_plain(CudaAttentionSchedule& schedule, int num_sms) const {
   int64_t rows_max = 0;
   for (const PlanRow& row : rows) rows_max = std::max(rows_max, int64_t{row.q_len} * schedule.group);
-  schedule.rows_per_block = rows_max <= kSmallRows ? kSmallRows : kLargeRows;
+  schedule.rows_per_block = rows_max <= kPlainFewRows ? kPlainFewRows : schedule.plain_rows_max;
   int64_t keys_total = 0;
   for (const PlanRow& row : rows) {
     const int64_t units = (int64_t{row.q_len} * schedule.group + schedule.rows_per_block - 1) / schedule.rows_per_block;
@@ -165,15 +164,19 @@ uint64_t CudaBackend::StepPlan::shape() const {
   return shape;
 }
 
-const CudaAttentionSchedule& CudaBackend::StepPlan::schedule(int32_t group, int32_t kv_heads, bool tensor, int num_sms,
-                                                             cudaStream_t stream) {
+const CudaAttentionSchedule& CudaBackend::StepPlan::schedule(int32_t group, int32_t kv_heads, bool tensor,
+                                                             int32_t plain_rows_max, int num_sms, cudaStream_t stream) {
   for (const CudaAttentionSchedule& known : schedules) {
-    if (known.group == group && known.kv_heads == kv_heads && known.tensor == tensor) return known;
+    if (known.group == group && known.kv_heads == kv_heads && known.tensor == tensor &&
+        known.plain_rows_max == plain_rows_max) {
+      return known;
+    }
   }
   CudaAttentionSchedule& schedule = schedules.emplace_back();
   schedule.group = group;
   schedule.kv_heads = kv_heads;
   schedule.tensor = tensor;
+  schedule.plain_rows_max = plain_rows_max;
   fill(schedule, num_sms);
   // All schedules anew, so that those sent so keep their place.
   late_upload.begin();

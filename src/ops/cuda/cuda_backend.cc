@@ -1,5 +1,6 @@
 #include "ops/cuda/cuda_backend.h"
 
+#include <algorithm>
 #include <cstdio>
 #include <string>
 
@@ -134,6 +135,7 @@ CudaBackend::CudaBackend(const CudaOptions& options)
   TM_CUDA(cudaGetDeviceProperties(&properties, device_));
   num_sms_ = properties.multiProcessorCount;
   shared_bytes_max_ = properties.sharedMemPerBlockOptin;
+  if (options.shared_bytes_max > 0) shared_bytes_max_ = std::min(shared_bytes_max_, options.shared_bytes_max);
   early_launch_ = properties.major >= 9;
   char text[512];
   std::snprintf(text, sizeof(text), "%s (sm_%d%d, %d multiprocessors, %.1f GiB)", properties.name, properties.major,

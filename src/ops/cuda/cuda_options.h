@@ -1,6 +1,7 @@
 // How to make a CUDA backend; free of CUDA headers, for the registry, tests and benchmarks.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <memory>
 #include <vector>
@@ -22,6 +23,8 @@ struct CudaOptions {
   int many_rows_min = 512, many_k_min = 1024;
   // Attention by the kernels of hopper_attention.h where they can be used.
   bool hopper_attention = true;
+  // Of shared memory no more than this a block, as if the device had no more; 0: all that it has.
+  size_t shared_bytes_max = 0;
   // Of the host, that read weights and send them; 0: as many as this process may use.
   int load_threads = 0;
   // Kernels whose results for a row never depend on the step's other rows, bit for bit.

@@ -16,6 +16,8 @@ struct PlanRow {
 // Query rows (query x head of the group) a block of the tensor core kernels takes: of sequences with few new tokens,
 // and of those with many.
 constexpr int32_t kTensorFewRows = 16, kTensorManyRows = 128;
+// The same of the plain kernel: where no sequence has more than the first, and else.
+constexpr int32_t kPlainFewRows = 8, kPlainManyRows = 32;
 
 // A unit is a run of up to that many, or rows_per_block, query rows of one sequence; an item is one split of its keys.
 // Every item is one block a KV head.
@@ -28,8 +30,8 @@ struct CudaAttentionItem {
 
 struct CudaAttentionSchedule {
   int32_t group = 0, kv_heads = 0;
-  bool tensor = false;  // for tensor_attention.h; else for the plain kernel
-  int32_t rows_per_block = 0;
+  bool tensor = false;                               // for tensor_attention.h; else for the plain kernel
+  int32_t plain_rows_max = 0, rows_per_block = 0;    // of the plain kernel: at most, and in this step
   std::vector<CudaAttentionItem> items, many_items;  // many_items: tensor only, of sequences with many new tokens
   int64_t many_keys = 0;                             // of those sequences
   int32_t num_units = 0, num_partials = 0;
@@ -83,7 +85,8 @@ struct CudaBackend::StepPlan {
   // Steps of one token a row have schedules of a few sizes only, filled with items that do nothing, so that records of
   // them fit many steps. What tells these sizes apart:
   uint64_t shape() const;
-  const CudaAttentionSchedule& schedule(int32_t group, int32_t kv_heads, bool tensor, int num_sms, cudaStream_t stream);
+  const CudaAttentionSchedule& schedule(int32_t group, int32_t kv_heads, bool tensor, int32_t plain_rows_max,
+                                        int num_sms, cudaStream_t stream);
 };
 
 }  // namespace tokenmill

@@ -3,10 +3,10 @@
 // of the same run, and where a step's time goes.
 //
 //   cuda_decode [layers] [decode|prefill|gaps|all] [deterministic] [stream=ROWS] [tens=ROWS] [wide=ROWS]
-//               [many=ROWS]
+//               [many=ROWS] [hopper=0]
 //
 // stream, tens and wide: up to how many rows the kernels of stream_linear.h, tens_linear.h and wide_linear.h are used;
-// many: from how many on that of many_linear.h is.
+// many: from how many on that of many_linear.h is; hopper=0: attention without the kernels of hopper_attention.h.
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
@@ -163,6 +163,8 @@ int main(int argc, char** argv) {
         options.tens_rows_max = std::stoi(option.substr(5));
       } else if (option.starts_with("many=")) {
         options.many_rows_min = std::stoi(option.substr(5));
+      } else if (option == "hopper=0") {
+        options.hopper_attention = false;
       } else if (option.starts_with("wide=")) {
         options.wide_rows_max = std::stoi(option.substr(5));
       } else {

@@ -45,8 +45,9 @@ CudaBackend::StepPlan::KeyCut CudaBackend::StepPlan::cut_keys(const CudaAttentio
   for (const int stages : {3, 2}) {
     const int64_t together = 5 - stages, at_a_time = together * num_sms;
     for (int64_t part = 1; part <= 4; ++part) {
-      const int64_t keys = std::max(kTensorSplitKeysMin,
-                                    (keys_total / (part * at_a_time) + kTensorTile - 1) / kTensorTile * kTensorTile);
+      // A sixteenth more, so that places left over do not cost each row another block.
+      const int64_t wanted = keys_total / (part * at_a_time) * 17 / 16;
+      const int64_t keys = std::max(kTensorSplitKeysMin, (wanted + kTensorTile - 1) / kTensorTile * kTensorTile);
       int64_t blocks = 0, tiles = 0;
       for (const PlanRow& row : rows) {
         if (!has_few(row, schedule)) continue;

@@ -1,5 +1,4 @@
-// Products of many rows by our kernels against cuBLAS's and the naive ones. Options of the backend itself choose which:
-// a build without CUDA does not have them.
+// Products of many rows by our kernels against cuBLAS's and the naive ones.
 #include <gtest/gtest.h>
 
 #include <string>

@@ -5,8 +5,9 @@
 //   cuda_decode [layers] [decode|prefill|gaps|all] [deterministic] [stream=ROWS] [tens=ROWS] [wide=ROWS]
 //               [many=ROWS] [hopper=0]
 //
-// stream, tens and wide: up to how many rows the kernels of stream_linear.h, tens_linear.h and wide_linear.h are used;
-// many: from how many on that of many_linear.h is; hopper=0: attention without the kernels of hopper_attention.h.
+// stream, wide and tens: up to how many rows the kernels of stream_linear.h, wide_linear.h, and split_linear.h with
+// tens_linear.h are used; many: from how many on that of many_linear.h is; hopper=0: attention without the kernels of
+// hopper_attention.h.
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
@@ -136,7 +137,7 @@ int run(int layers, const std::string& what, const CudaOptions& options) {
   if (what == "decode" || what == "all") decode_table(shape, roof);
   if (what == "prefill" || what == "all") prefill_table(*backend, shape);
   if (what == "gaps" || what == "all") {
-    for (const int32_t count : {1, 32, 64}) gap_table(shape, count, 1, 128);
+    for (const int32_t count : {1, 16, 64}) gap_table(shape, count, 1, 128);
     for (const int32_t count : {8, 64}) gap_table(shape, count, 1, 4096);
     for (const int32_t tokens : {2048, 8192, 32768}) gap_table(shape, 1, tokens, tokens);
   }
@@ -159,6 +160,7 @@ int main(int argc, char** argv) {
         options.deterministic = true;
       } else if (option.starts_with("stream=")) {
         options.stream_rows_max = std::stoi(option.substr(7));
+        options.tens_rows_min = options.stream_rows_max + 1;
       } else if (option.starts_with("tens=")) {
         options.tens_rows_max = std::stoi(option.substr(5));
       } else if (option.starts_with("many=")) {

@@ -234,6 +234,15 @@ cudaError_t __wrap_cudaGetDeviceProperties(cudaDeviceProp* properties, int devic
 cudaError_t __wrap_cudaGetDeviceProperties_v2(cudaDeviceProp* properties, int device) {  // before CUDA 13
   return __wrap_cudaGetDeviceProperties(properties, device);
 }
+cudaError_t __wrap_cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
+  return FakeCalls::run("cudaDeviceGetAttribute", [&](FakeCuda&) {
+    *value = attribute == cudaDevAttrMemoryClockRate        ? 2'619'000
+             : attribute == cudaDevAttrGlobalMemoryBusWidth ? 5120
+             : attribute == cudaDevAttrClockRate            ? 1'980'000
+                                                            : 0;
+    return cudaSuccess;
+  });
+}
 cudaError_t __wrap_cudaGetLastError() { return std::exchange(fake::last_error, cudaSuccess); }
 
 cudaError_t __wrap_cudaMalloc(void** data, size_t bytes) { return FakeCalls::allocate(data, bytes); }

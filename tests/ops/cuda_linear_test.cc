@@ -6,6 +6,7 @@
 #include <tuple>
 #include <vector>
 
+#include "ops/cuda/cuda_options.h"
 #include "ops/cuda_testing.h"
 
 namespace tokenmill {
@@ -163,7 +164,7 @@ TEST_F(CudaBackendTest, Float16Saturates) {
 // Matrices so tall that every width of tile of the kernels for tens of rows is the best for one of them.
 TEST_F(CudaBackendTest, ProductsOfTensOfRows) {
   constexpr int64_t kK = 192;
-  for (const int64_t n : {4096, 6144, 8192, 12288, 14336, 16384}) {
+  for (const int64_t n : {1536, 2048, 3072, 4096, 5120, 6144, 8192, 12288, 14336, 16384}) {
     for (const int64_t rows : {19, 33, 64}) {
       const DType dtype = rows == 33 ? DType::kF16 : n % 4096 == 0 ? DType::kBF16 : DType::kF16;
       SCOPED_TRACE("n " + std::to_string(n) + " rows " + std::to_string(rows));
@@ -188,6 +189,40 @@ TEST_F(CudaBackendTest, ProductsOfTensOfRows) {
         PlacedInput gated(ops, rows, n, packing_of(dtype));
         ops.gated_linear({.x = in.view(), .gate = weight.get(), .up = other.get(), .out = gated.view()});
         return gated.read();
+      });
+    }
+  }
+}
+
+// The kernels that others come before on this card.
+TEST_F(CudaBackendTest, ProductsByKernelsOfOtherCards) {
+  constexpr int64_t kN = 304, kK = 1088;
+  for (const CudaOptions& options :
+       {CudaOptions{.stream_rows_max = 32, .tens_rows_min = 33}, CudaOptions{.stream_rows_max = 8, .tens_rows_min = 9},
+        CudaOptions{.stream_rows_max = 8, .wide_rows_max = 64, .tens_rows_min = 9},
+        CudaOptions{.stream_rows_max = 0, .tens_rows_max = 0}}) {
+    cuda_ = make_cuda_backend(options);
+    for (const int64_t rows : {8, 9, 16, 32, 50, 64}) {
+      SCOPED_TRACE("rows " + std::to_string(rows) + " stream " + std::to_string(options.stream_rows_max) + " wide " +
+                   std::to_string(options.wide_rows_max));
+      const auto x = normal_values(rows * kK, random_), w = normal_values(kN * kK, random_, 0.1);
+      const auto u = normal_values(kN * kK, random_, 0.1), before = normal_values(rows * kN, random_);
+      const auto bias = normal_values(kN, random_), norm_values = normal_values(kK, random_);
+      const RawTensor wt = tensor_of(w, kN, kK, WeightType::kF32), ut = tensor_of(u, kN, kK, WeightType::kF32);
+      const RawTensor *wp = &wt, *up = &ut;
+      compare(2e-2, [&](Backend& ops) {
+        const auto weight = ops.pack({&wp, 1}, bias, Packing::kBFloat16);
+        const auto other = ops.pack({&up, 1}, {}, Packing::kBFloat16);
+        PlacedVector norm_weight(ops, norm_values);
+        const Norm norm{norm_weight.data(), 1e-6f};
+        Placed in(ops, rows, kK, x, 8), sum(ops, rows, kN, before, 8), gated(ops, rows, kN, 8);
+        ops.linear(
+            {.x = in.view(), .input_norm = &norm, .weight = weight.get(), .add_to_out = true, .out = sum.view()});
+        ops.gated_linear(
+            {.x = in.view(), .input_norm = &norm, .gate = weight.get(), .up = other.get(), .out = gated.view()});
+        std::vector<float> all = sum.read();
+        std::ranges::copy(gated.read(), std::back_inserter(all));
+        return all;
       });
     }
   }

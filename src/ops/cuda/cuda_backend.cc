@@ -114,6 +114,21 @@ int use_checked_device(int device) {
   return device;
 }
 
+int attribute_of(int device, cudaDeviceAttr attribute) {
+  int value = 0;
+  TM_CUDA(cudaDeviceGetAttribute(&value, attribute, device));
+  return value;
+}
+
+// With more than 8 rows the kernels of stream_linear.h take in as much input as weights. That is more than a
+// multiprocessor can where its share of the memory's rate is large: an H200's is 19 bytes a clock, an H100's 13.
+int tens_rows_min_of(int device, int num_sms) {
+  constexpr double kBytesMax = 16;
+  const double memory = 2.0 * attribute_of(device, cudaDevAttrMemoryClockRate) *
+                        attribute_of(device, cudaDevAttrGlobalMemoryBusWidth) / 8;
+  return memory > kBytesMax * num_sms * attribute_of(device, cudaDevAttrClockRate) ? 9 : 17;
+}
+
 }  // namespace
 
 CudaBackend::CudaBackend(const CudaOptions& options)
@@ -122,6 +137,7 @@ CudaBackend::CudaBackend(const CudaOptions& options)
       gemv_rows_max_(options.deterministic ? 0 : options.gemv_rows_max),
       stream_rows_max_(options.deterministic ? 0 : options.stream_rows_max),
       tens_rows_max_(options.tens_rows_max),
+      tens_rows_min_(options.tens_rows_min),
       many_rows_min_(options.many_rows_min),
       many_k_min_(options.many_k_min),
       wide_rows_max_(options.wide_rows_max),
@@ -137,6 +153,7 @@ CudaBackend::CudaBackend(const CudaOptions& options)
   shared_bytes_max_ = properties.sharedMemPerBlockOptin;
   if (options.shared_bytes_max > 0) shared_bytes_max_ = std::min(shared_bytes_max_, options.shared_bytes_max);
   early_launch_ = properties.major >= 9;
+  if (tens_rows_min_ == 0) tens_rows_min_ = tens_rows_min_of(device_, num_sms_);
   char text[512];
   std::snprintf(text, sizeof(text), "%s (sm_%d%d, %d multiprocessors, %.1f GiB)", properties.name, properties.major,
                 properties.minor, num_sms_, static_cast<double>(properties.totalGlobalMem) / (1 << 30));

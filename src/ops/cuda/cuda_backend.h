@@ -136,7 +136,7 @@ class CudaBackend final : public Backend {
                          Matrix out);  // linear_invariant.cu
 
   int device_;
-  int gemv_rows_max_, stream_rows_max_, tens_rows_max_, many_rows_min_, many_k_min_, wide_rows_max_;
+  int gemv_rows_max_, stream_rows_max_, tens_rows_max_, tens_rows_min_, many_rows_min_, many_k_min_, wide_rows_max_;
   int load_threads_;
   bool hopper_attention_, deterministic_;
   int num_sms_ = 0;

@@ -130,12 +130,25 @@ __device__ inline void sync_cluster() {
   asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
 }
 // The same without an order of memory: for when the blocks have made their barriers (fence_barriers()), and for when
-// they may end.
+// they may end. In two halves, for what can be done before the others have come.
+__device__ inline void arrive_in_cluster() { asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory"); }
+__device__ inline void wait_for_cluster() { asm volatile("barrier.cluster.wait.aligned;" ::: "memory"); }
 __device__ inline void meet_cluster() {
-  asm volatile("barrier.cluster.arrive.relaxed.aligned;\nbarrier.cluster.wait.aligned;" ::: "memory");
+  arrive_in_cluster();
+  wait_for_cluster();
 }
 
-// A stage of a ring of barriers and the parity of its phase.
+// A stage of a ring of barriers and the parity of its phase; the ring's length is known here, or told at each step.
+struct Turn {
+  int stage = 0;
+  uint32_t parity = 0;
+  __device__ void step(int stages) {
+    if (++stage == stages) {
+      stage = 0;
+      parity ^= 1;
+    }
+  }
+};
 template <int kStages>
 struct RingTurn {
   int stage = 0, parity = 0;

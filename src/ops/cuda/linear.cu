@@ -1,4 +1,4 @@
-// Products with weights: stream_linear.h for few rows, wide_linear.h and tens_linear.h for some more and many_linear.h
+// Products with weights: stream_linear.h for few rows, split_linear.h and tens_linear.h for some more and many_linear.h
 // for gated layers of many where they can, else for very few the plain streaming kernel of gemv.cuh, and cuBLAS. In
 // deterministic inference wide_linear.h where it can. Sums in fp32.
 #include <algorithm>
@@ -11,6 +11,7 @@
 #include "ops/cuda/gemv.cuh"
 #include "ops/cuda/launch.cuh"
 #include "ops/cuda/many_linear.h"
+#include "ops/cuda/split_linear.h"
 #include "ops/cuda/stream_linear.h"
 #include "ops/cuda/tens_linear.h"
 #include "ops/cuda/wide_linear.h"
@@ -135,16 +136,17 @@ bool CudaBackend::stream_product(Matrix x, const Norm* norm, const CudaWeight& w
   ready.x_float = false;
   ready.x_stride = weight.stride;
   ready.norm = nullptr;
-  const bool streams = x.rows <= stream_rows_max_;
   const bool widens = (deterministic_ || x.rows <= wide_rows_max_) && can_widen(ready);
-  const bool is_tens = !deterministic_ && x.rows <= tens_rows_max_ && can_take_tens(ready);
+  const bool are_tens = !deterministic_ && x.rows <= tens_rows_max_;
+  const bool splits = are_tens && can_split(ready, num_sms_), is_tens = are_tens && can_take_tens(ready);
+  const bool streams = x.rows <= stream_rows_max_ && !(x.rows >= tens_rows_min_ && (splits || is_tens));
   const bool is_many =
       !deterministic_ && x.rows >= many_rows_min_ && weight.k >= many_k_min_ && can_take_many(ready, num_sms_);
   if (streams && can_stream(product)) {
     launch_stream_product(product, num_sms_, stream());
     return true;
   }
-  if (!widens && !is_tens && !is_many && !(streams && can_stream(ready))) return false;
+  if (!widens && !splits && !is_tens && !is_many && !(streams && can_stream(ready))) return false;
   const PreparedInput prepared = input_of(x, norm, weight);
   ready.x = prepared.data;
   ready.x_stride = prepared.stride;
@@ -152,6 +154,8 @@ bool CudaBackend::stream_product(Matrix x, const Norm* norm, const CudaWeight& w
     launch_stream_product(ready, num_sms_, stream());
   } else if (widens) {
     launch_wide_product(ready, num_sms_, stream());
+  } else if (splits) {
+    launch_split_product(ready, num_sms_, stream());
   } else if (is_tens) {
     launch_tens_product(ready, num_sms_, stream());
   } else {

@@ -94,18 +94,6 @@ struct Walk {
   }
 };
 
-// A place in the ring and the parity of the phase it is in, stage by stage.
-struct Turn {
-  int stage = 0;
-  uint32_t parity = 0;
-  __device__ void step(int stages) {
-    if (++stage == stages) {
-      stage = 0;
-      parity ^= 1;
-    }
-  }
-};
-
 // How soon a copy follows the one that made room for it decides the rate: the thread has what comes next at hand.
 template <int kPiece, bool kGated>
 class WeightFiller {

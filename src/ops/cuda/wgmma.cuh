@@ -38,13 +38,17 @@ __device__ inline void pin(float (&values)[kCount]) {
 #define TM_NAMES_16 TM_NAMES_8 ", %8, %9, %10, %11, %12, %13, %14, %15"
 #define TM_NAMES_24 TM_NAMES_16 ", %16, %17, %18, %19, %20, %21, %22, %23"
 #define TM_NAMES_32 TM_NAMES_24 ", %24, %25, %26, %27, %28, %29, %30, %31"
+#define TM_NAMES_40 TM_NAMES_32 ", %32, %33, %34, %35, %36, %37, %38, %39"
 #define TM_NAMES_48 TM_NAMES_32 ", %32, %33, %34, %35, %36, %37, %38, %39" \
   ", %40, %41, %42, %43, %44, %45, %46, %47"
 #define TM_NAMES_56 TM_NAMES_48 ", %48, %49, %50, %51, %52, %53, %54, %55"
+#define TM_NAMES_60 TM_NAMES_56 ", %56, %57, %58, %59"
 #define TM_NAMES_64 TM_NAMES_56 ", %56, %57, %58, %59, %60, %61, %62, %63"
+#define TM_NAMES_72 TM_NAMES_64 ", %64, %65, %66, %67, %68, %69, %70, %71"
 #define TM_NAMES_96 TM_NAMES_64 \
   ", %64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79" \
   ", %80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95"
+#define TM_NAMES_104 TM_NAMES_96 ", %96, %97, %98, %99, %100, %101, %102, %103"
 #define TM_NAMES_128 TM_NAMES_96 \
   ", %96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107, %108, %109, %110, %111" \
   ", %112, %113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, %124, %125, %126, %127"
@@ -55,10 +59,14 @@ __device__ inline void pin(float (&values)[kCount]) {
 #define TM_SUMS_16 TM_SUMS_8, TM_R8(8)
 #define TM_SUMS_24 TM_SUMS_16, TM_R8(16)
 #define TM_SUMS_32 TM_SUMS_24, TM_R8(24)
+#define TM_SUMS_40 TM_SUMS_32, TM_R8(32)
 #define TM_SUMS_48 TM_SUMS_32, TM_R8(32), TM_R8(40)
 #define TM_SUMS_56 TM_SUMS_48, TM_R8(48)
+#define TM_SUMS_60 TM_SUMS_56, "+f"(c[56]), "+f"(c[57]), "+f"(c[58]), "+f"(c[59])
 #define TM_SUMS_64 TM_SUMS_56, TM_R8(56)
+#define TM_SUMS_72 TM_SUMS_64, TM_R8(64)
 #define TM_SUMS_96 TM_SUMS_64, TM_R8(64), TM_R8(72), TM_R8(80), TM_R8(88)
+#define TM_SUMS_104 TM_SUMS_96, TM_R8(96)
 #define TM_SUMS_128 TM_SUMS_96, TM_R8(96), TM_R8(104), TM_R8(112), TM_R8(120)
 
 #define TM_MULTIPLY(before, ...)                   \
@@ -83,10 +91,14 @@ TM_MULTIPLY_SHARED(8, 16, 8, 9, 10)
 TM_MULTIPLY_SHARED(16, 32, 16, 17, 18)
 TM_MULTIPLY_SHARED(24, 48, 24, 25, 26)
 TM_MULTIPLY_SHARED(32, 64, 32, 33, 34)
+TM_MULTIPLY_SHARED(40, 80, 40, 41, 42)
 TM_MULTIPLY_SHARED(48, 96, 48, 49, 50)
 TM_MULTIPLY_SHARED(56, 112, 56, 57, 58)
+TM_MULTIPLY_SHARED(60, 120, 60, 61, 62)
 TM_MULTIPLY_SHARED(64, 128, 64, 65, 66)
+TM_MULTIPLY_SHARED(72, 144, 72, 73, 74)
 TM_MULTIPLY_SHARED(96, 192, 96, 97, 98)
+TM_MULTIPLY_SHARED(104, 208, 104, 105, 106)
 TM_MULTIPLY_SHARED(128, 256, 128, 129, 130)
 
 // c += a b: a [64, 16] in registers, b [16, columns] in shared memory with neighbours along N. The operands behind the
@@ -111,19 +123,27 @@ TM_MULTIPLY_REGISTERS(64, 128, "%64, %65, %66, %67", 68)
 #undef TM_NAMES_16
 #undef TM_NAMES_24
 #undef TM_NAMES_32
+#undef TM_NAMES_40
 #undef TM_NAMES_48
 #undef TM_NAMES_56
+#undef TM_NAMES_60
 #undef TM_NAMES_64
+#undef TM_NAMES_72
 #undef TM_NAMES_96
+#undef TM_NAMES_104
 #undef TM_NAMES_128
 #undef TM_SUMS_8
 #undef TM_SUMS_16
 #undef TM_SUMS_24
 #undef TM_SUMS_32
+#undef TM_SUMS_40
 #undef TM_SUMS_48
 #undef TM_SUMS_56
+#undef TM_SUMS_60
 #undef TM_SUMS_64
+#undef TM_SUMS_72
 #undef TM_SUMS_96
+#undef TM_SUMS_104
 #undef TM_SUMS_128
 
 #endif  // __CUDA_ARCH_FEAT_SM90_ALL

@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <bit>
 #include <functional>
+#include <utility>
 
 #include "base/check.h"
 #include "ops/cuda/step_plan.h"
@@ -42,8 +43,10 @@ CudaBackend::StepPlan::KeyCut CudaBackend::StepPlan::cut_keys(const CudaAttentio
   }
   KeyCut best{};
   double best_cost = 0;
-  for (const int stages : {3, 2}) {
-    const int64_t together = 5 - stages, at_a_time = together * num_sms;
+  // Blocks of a multiprocessor, and the stages that each then has room for.
+  constexpr std::pair<int64_t, int> kRooms[] = {{2, 3}, {3, 2}};
+  for (const auto& [together, stages] : kRooms) {
+    const int64_t at_a_time = together * num_sms;
     for (int64_t part = 1; part <= 4; ++part) {
       // A sixteenth more, so that places left over do not cost each row another block.
       const int64_t wanted = keys_total / (part * at_a_time) * 17 / 16;

@@ -16,8 +16,9 @@ struct CudaOptions {
   int gemv_rows_max = 4;
   // The same for the kernels of stream_linear.h (at most 32), which come first where they can be used.
   int stream_rows_max = 16;
-  // The same for those of wide_linear.h (at most 64), which come next, and of split_linear.h and tens_linear.h (at most
-  // 64), after them. From tens_rows_min rows on those two come before stream_linear.h's; 0: as many as suit the card.
+  // The same for those of wide_linear.h (at most 64), which come next and by default serve deterministic inference only
+  // (whatever is said here), and of split_linear.h and tens_linear.h (at most 64), after them. From tens_rows_min rows
+  // on those two come before stream_linear.h's; 0: as many as suit the card.
   int wide_rows_max = 0, tens_rows_max = 64, tens_rows_min = 0;
   // Products of at least this many rows, along at least this K, go through those of many_linear.h where they can be
   // used and keep the card busy.

@@ -138,22 +138,12 @@ __device__ inline void meet_cluster() {
   wait_for_cluster();
 }
 
-// A stage of a ring of barriers and the parity of its phase; the ring's length is known here, or told at each step.
+// A stage of a ring of barriers and the parity of its phase.
 struct Turn {
   int stage = 0;
   uint32_t parity = 0;
   __device__ void step(int stages) {
     if (++stage == stages) {
-      stage = 0;
-      parity ^= 1;
-    }
-  }
-};
-template <int kStages>
-struct RingTurn {
-  int stage = 0, parity = 0;
-  __device__ void step() {
-    if (++stage == kStages) {
       stage = 0;
       parity ^= 1;
     }

@@ -34,8 +34,6 @@ struct HopperArgs {
 
 constexpr int kLoaders = 64;  // threads that load queries
 
-using Turn = RingTurn<kStages>;
-
 // Which unit a block takes next. Of several heads whose units take turns, and the longest first.
 __device__ inline Unit unit_at(const HopperArgs& args, int index) {
   const int of_heads = args.num_items * args.heads_at_once, rest = index % of_heads;
@@ -64,7 +62,7 @@ __device__ void fill_stages(const HopperArgs& args, const Rings& rings, int part
     wait_barrier(rings.unit_full + 8 * unit_turn.stage, unit_turn.parity);
     const Unit unit = rings.units[unit_turn.stage];
     arrive(rings.unit_empty + 8 * unit_turn.stage);
-    unit_turn.step();
+    unit_turn.step(kStages);
     if (unit.tiles == 0) return;
     const int32_t* const table = args.attention.tables + unit.block_begin;
     const int part_rows = (unit.head * 2 + part) << args.page_shift;
@@ -86,7 +84,7 @@ __device__ void fill_stages(const HopperArgs& args, const Rings& rings, int part
         copy_row_groups(ring + turn.stage * kTileBytes<kDim> + (lane << args.page_shift) / 8 * kGroupBytes<kDim>,
                         &args.kv, group, full + 8 * turn.stage);
       }
-      turn.step();
+      turn.step(kStages);
     }
   }
 }
@@ -143,7 +141,7 @@ __device__ void hand_out_units(const HopperArgs& args, const Rings& rings) {
     load_queries<T, kDim>(args.attention, unit, rings.queries + turn.stage * kQueryBytes<kDim>);
     fence_copies();
     arrive(rings.query_full + 8 * turn.stage);
-    turn.step();
+    turn.step(kStages);
   }
   if (!is_first) return;
   // The last block to be done leaves the counters as the next call wants them.
@@ -184,7 +182,7 @@ __device__ void attend_unit(const HopperArgs& args, const Rings& rings, const Un
   round_weights<T>(scores, weights);
   for (int tile = unit.tiles - 1; tile > 0; --tile) {
     Turn next = turn;
-    next.step();
+    next.step(kStages);
     first_key -= kKeys;
     wait_barrier(rings.key_full + 8 * next.stage, next.parity);
     wait_turn(group);
@@ -213,7 +211,7 @@ __device__ void attend_unit(const HopperArgs& args, const Rings& rings, const Un
   wait_products<0>();
   pin(sums);
   if (first_of_warp) arrive(rings.value_empty + 8 * turn.stage);
-  turn.step();
+  turn.step(kStages);
   write_rows<T, kDim>(attention, unit, first_row, sums, softmax.total);
 }
 
@@ -279,7 +277,7 @@ __global__ void __launch_bounds__(kThreads, 1) hopper_attention_kernel(const __g
     if (unit.tiles == 0) break;
     wait_barrier(rings.query_full + 8 * unit_turn.stage, unit_turn.parity);
     attend_unit<T, kDim>(args, rings, unit, group, unit_turn.stage, turn);
-    unit_turn.step();
+    unit_turn.step(kStages);
   }
   if (group == 0) wait_turn(group);  // the other group's last
 #endif

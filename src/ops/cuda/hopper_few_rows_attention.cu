@@ -113,25 +113,22 @@ __device__ void attend_units(Ring& ring, const uint8_t* queries, const uint8_t* 
   const uint32_t value_place = 2 * kGroupBytes<kDim> + place_of<kDim>(lane % 8 + lane / 16 * 8, lane / 8 % 2);
   // 16 dimensions further each: another place among the eight of a row of 128 bytes, then another block.
   const auto further = [](uint32_t place, int n) { return (place ^ n % 4 * 32) + n / 4 * kBlockBytes; };
-  int stage = 0, parity = 0, fetched = stages;
-  for (int unit = 0; unit < ring.units; ++unit) {
+  int fetched = stages;
+  Turn turn;
+  for (int unit = 0; unit < ring.units; ++unit, turn.step(stages)) {
     const int first_key = ring.first_key(unit);
-    const uint32_t base = ring.address + stage * kUnitBytes<kDim>;
-    wait_barrier(ring.barriers + 8 * stage, parity);
+    const uint32_t base = ring.address + turn.stage * kUnitBytes<kDim>;
+    wait_barrier(ring.barriers + 8 * turn.stage, turn.parity);
     if (first_key + kWarpKeys > ring.work.past) {
-      complete_unit<kDim>(ring.work, ring.memory + stage * kUnitBytes<kDim>, first_key, fresh);
+      complete_unit<kDim>(ring.work, ring.memory + turn.stage * kUnitBytes<kDim>, first_key, fresh);
     }
     attend_keys(
         ring.work, q, first_key, [&](int k) { return further(base + key_place, k); },
         [&](int n) { return further(base + value_place, n); }, state);
     __syncwarp();
     if (fetched < ring.units) {
-      ring.fetch(stage);
+      ring.fetch(turn.stage);
       if (++fetched < ring.units) ring.look_up(fetched);
-    }
-    if (++stage == stages) {
-      stage = 0;
-      parity ^= 1;
     }
   }
 }
@@ -180,6 +177,7 @@ __device__ void attend_block(const HopperFewArgs& args, uint8_t* shared) {
 
 #endif  // __CUDA_ARCH_FEAT_SM90_ALL
 
+// Registers for three blocks of four warps a multiprocessor, or one of eight.
 template <class T, int kDim, int kWarps, int kEights, bool kRotate>
 __global__ void __launch_bounds__(32 * kWarps, 12 / kWarps)
     hopper_few_rows_kernel(const __grid_constant__ HopperFewArgs args) {

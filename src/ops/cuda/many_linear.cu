@@ -80,10 +80,10 @@ __device__ void fill_ring(const ManyArgs& args, const Ring& ring) {
   const uint64_t often = evict_last_policy();
   const CUtensorMap* const second = args.gated ? &args.second : &args.weight;
   const int ahead = args.gated ? 0 : S::kCols / 2;
-  RingTurn<S::kStages> at;
+  Turn at;
   for (int index = blockIdx.x / S::kCluster; index < args.tiles; index += gridDim.x / S::kCluster) {
     const Tile<S> tile(args, index, rank);
-    for (int piece = 0; piece < args.k / 64; ++piece, at.step()) {
+    for (int piece = 0; piece < args.k / 64; ++piece, at.step(S::kStages)) {
       wait_barrier(ring.empty + 8 * at.stage, at.parity ^ 1);
       const uint32_t target = ring.stages + at.stage * S::kStageBytes, barrier = ring.full + 8 * at.stage;
       const uint32_t weights = target + S::kInputBytes;
@@ -205,10 +205,10 @@ __device__ void write_tile(const ManyArgs& args, const Tile<S>& tile, const floa
 // sums = the products of the next `pieces` stages, at least one. `wakes`: this is the first group, and the second one
 // still waits for it; for what follows it does not.
 template <class T, class S>
-__device__ void multiply(const Ring& ring, int pieces, float (&sums)[S::kSums], RingTurn<S::kStages>& at, bool& wakes) {
+__device__ void multiply(const Ring& ring, int pieces, float (&sums)[S::kSums], Turn& at, bool& wakes) {
   const int lane = threadIdx.x % 32, group = threadIdx.x / 128;
   int before = 0;
-  for (int piece = 0; piece < pieces; ++piece, at.step()) {
+  for (int piece = 0; piece < pieces; ++piece, at.step(S::kStages)) {
     wait_barrier(ring.full + 8 * at.stage, at.parity);
     const uint32_t x = ring.stages + at.stage * S::kStageBytes + group * 64 * 128;
     const uint32_t weights = ring.stages + at.stage * S::kStageBytes + S::kInputBytes;
@@ -236,7 +236,7 @@ __device__ void multiply(const Ring& ring, int pieces, float (&sums)[S::kSums], 
 template <class T, class S>
 __device__ void multiply_tiles(const ManyArgs& args, const Ring& ring) {
   const int rank = blockIdx.x % S::kCluster, pieces = args.k / 64;
-  RingTurn<S::kStages> at;
+  Turn at;
   bool wakes = threadIdx.x < 128;
   if (!wakes) asm volatile("bar.sync 1, 256;" ::: "memory");
   for (int index = blockIdx.x / S::kCluster; index < args.tiles; index += gridDim.x / S::kCluster) {

@@ -127,14 +127,8 @@ __device__ void multiply_part(const SplitArgs& args, float (&acc)[S::kCols / 2],
     const uint32_t weights = input + args.stage_bytes - S::kWeightBytes;
     pin(acc);
     fence_products();
-#pragma unroll
-    for (int p = 0; p < S::kPieces; ++p) {  // beyond K's end both are zeros
-#pragma unroll
-      for (int k = 0; k < 4; ++k) {
-        multiply_shared<typename S::Value>(acc, descriptor(input + p * args.tokens * 128 + k * 32, 16, 1024),
-                                           descriptor(weights + p * 1024 + k * 32, 16, S::kPieces * 1024), 1);
-      }
-    }
+    multiply_pieces<typename S::Value, S::kPieces>(acc, {input, args.tokens * 128, 1024},
+                                                   {weights, 1024, S::kPieces * 1024});
     commit_products();
     wait_products<1>();
     if (first_of_warp && i > 0) arrive(barriers.empty + 8 * before);

@@ -151,14 +151,8 @@ __device__ void multiply_tile(const TensArgs& args, float (&sums)[kSums<S>], int
     const uint32_t weights = input + args.stage_bytes - S::kWeightBytes;
     pin(sums);
     fence_products();
-#pragma unroll
-    for (int p = 0; p < kPieces; ++p) {  // beyond K's end both are zeros
-#pragma unroll
-      for (int k = 0; k < 4; ++k) {
-        multiply_shared<typename S::Value>(sums, descriptor(input + p * args.tokens * 128 + k * 32, 16, 1024),
-                                           descriptor(weights + p * 1024 + k * 32, 16, kPieces * 1024), 1);
-      }
-    }
+    multiply_pieces<typename S::Value, kPieces>(sums, {input, args.tokens * 128, 1024},
+                                                {weights, 1024, kPieces * 1024});
     commit_products();
     wait_products<1>();
     if (i > 0) hand_back(before);

@@ -101,6 +101,25 @@ TM_MULTIPLY_SHARED(96, 192, 96, 97, 98)
 TM_MULTIPLY_SHARED(104, 208, 104, 105, 106)
 TM_MULTIPLY_SHARED(128, 256, 128, 129, 130)
 
+// Pieces of 64 columns in shared memory: where the first is, and the bytes from one to the next and from eight rows to
+// the next eight.
+struct SharedPieces {
+  uint32_t address;
+  int to_next, to_eight;
+};
+// c += a b^T over all columns of a stage; beyond the end of K both are zeros.
+template <class T, int kPieces, int kSums>
+__device__ inline void multiply_pieces(float (&c)[kSums], SharedPieces a, SharedPieces b) {
+#pragma unroll
+  for (int p = 0; p < kPieces; ++p) {
+#pragma unroll
+    for (int k = 0; k < 4; ++k) {
+      multiply_shared<T>(c, descriptor(a.address + p * a.to_next + k * 32, 16, a.to_eight),
+                         descriptor(b.address + p * b.to_next + k * 32, 16, b.to_eight), 1);
+    }
+  }
+}
+
 // c += a b: a [64, 16] in registers, b [16, columns] in shared memory with neighbours along N. The operands behind the
 // sums: a, b.
 #define TM_MULTIPLY_REGISTERS(sums, columns, a_at, b_at)                                                     \

@@ -104,26 +104,18 @@ __device__ void fill_ring(const WideArgs& args, uint32_t ring, uint32_t full, ui
   for (; ahead < args.stages && !weights.is_over(); ++ahead, weights.next_stage()) copy_weights(weights, ahead);
   wait_for_previous();
   for (int stage = 0; stage < ahead; ++stage, input.next_stage()) copy_input(input, stage);
-  int stage = 0, parity = 0;
-  for (; !weights.is_over(); weights.next_stage()) {
-    wait_barrier(empty + 8 * stage, parity);
-    copy_weights(weights, stage);
-    copy_input(weights, stage);
-    if (++stage == args.stages) {
-      stage = 0;
-      parity ^= 1;
-    }
+  Turn turn;
+  for (; !weights.is_over(); weights.next_stage(), turn.step(args.stages)) {
+    wait_barrier(empty + 8 * turn.stage, turn.parity);
+    copy_weights(weights, turn.stage);
+    copy_input(weights, turn.stage);
   }
 }
-
-struct RingPlace {
-  int stage = 0, parity = 0;
-};
 
 // acc = a slice's products.
 template <class T, class S>
 __device__ void multiply_slice(const WideArgs& args, float (&acc)[S::kTokens / 2], int pieces, uint32_t ring,
-                               uint32_t full, uint32_t empty, RingPlace& at) {
+                               uint32_t full, uint32_t empty, Turn& at) {
   const bool first_of_warp = threadIdx.x % 32 == 0;
 #pragma unroll
   for (float& sum : acc) sum = 0;
@@ -133,22 +125,12 @@ __device__ void multiply_slice(const WideArgs& args, float (&acc)[S::kTokens / 2
     const uint32_t weights = ring + at.stage * S::kStageBytes, input = weights + kWeightBytes;
     pin(acc);
     fence_products();
-#pragma unroll
-    for (int p = 0; p < kPieces; ++p) {  // beyond K's end both are zeros
-#pragma unroll
-      for (int k = 0; k < 4; ++k) {
-        multiply_shared<T>(acc, descriptor(weights + p * 1024 + k * 32, 16, kPieces * 1024),
-                           descriptor(input + p * S::kTokens * 128 + k * 32, 16, 1024), 1);
-      }
-    }
+    multiply_pieces<T, kPieces>(acc, {weights, 1024, kPieces * 1024}, {input, S::kTokens * 128, 1024});
     commit_products();
     wait_products<1>();
     if (first_of_warp && piece > 0) arrive(empty + 8 * before);
     before = at.stage;
-    if (++at.stage == args.stages) {
-      at.stage = 0;
-      at.parity ^= 1;
-    }
+    at.step(args.stages);
   }
   wait_products<0>();
   pin(acc);
@@ -288,7 +270,7 @@ __global__ void __launch_bounds__(kThreads + 32, 1) wide_kernel(const __grid_con
   } else {
     wait_for_previous();
     Walk at(args);
-    RingPlace place;
+    Turn place;
     for (int round = 0; at.tile < at.tiles; ++round, at.tile += at.step) {
       float acc[S::kTokens / 2];
       multiply_slice<T, S>(args, acc, at.end - at.begin, ring, full, empty, place);
